@@ -1,0 +1,145 @@
+"""The scheduler seam: a Problem goes in, a Plan comes out, and no clock is in sight.
+
+A scheduler is pure in (its arguments, its own options): it imports no simpy, asyncio, vllm or time. Third
+parties register one through the entry-point group ``mosaicsim.schedulers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from mosaicsim.workload.calls import CallTable, Floats, Ints
+
+
+@dataclass(frozen=True)
+class SessionCost:
+    """Profiled cost of one expert on one kind of worker; what a scheduler knows of the future.
+
+    ``counts`` (ascending, starting at 1) and ``generate_s`` are the offline profiling sweep: seconds to
+    generate for that many calibration calls in one session, load excluded. ``mean_output_tokens`` and
+    ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before they answer.
+    """
+
+    load_s: float
+    counts: Floats
+    generate_s: Floats
+    mean_output_tokens: float
+    max_output_tokens: float
+    reasoning: bool
+
+    def predict_s(self, n_calls: float) -> float:
+        """Seconds to generate ``n_calls``: interpolated in the sweep, extended by its last slope."""
+        if n_calls <= 0:
+            return 0.0
+        if n_calls > self.counts[-1] and len(self.counts) > 1:
+            slope = (self.generate_s[-1] - self.generate_s[-2]) / (self.counts[-1] - self.counts[-2])
+            return float(self.generate_s[-1] + slope * (n_calls - self.counts[-1]))
+        return float(np.interp(n_calls, self.counts, self.generate_s))
+
+
+@dataclass(frozen=True)
+class WorkerView:
+    """A worker as a scheduler sees it: ``index`` is the executor's, ``backlog_s`` the predicted time it is still busy."""
+
+    index: int
+    name: str
+    device: str
+    backlog_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What has to be placed: the calls left to run (without lengths), the pool, and the workers alive.
+
+    ``call_ids`` (shape (n,)) are the rows of ``calls`` that are still to be run; ``costs[m][w]`` is
+    expert m on ``workers[w]``. Experts are in first-seen order; one may have no call left. Barrier phases and
+    sessions refer to ``WorkerView.index``.
+    """
+
+    experts: tuple[str, ...]
+    calls: CallTable
+    call_ids: Ints
+    workers: tuple[WorkerView, ...]
+    costs: tuple[tuple[SessionCost, ...], ...]
+
+    def counts(self) -> Ints:
+        """Calls left of each expert, shape (experts,): the paper's N_m."""
+        return np.bincount(self.calls.expert[self.call_ids], minlength=len(self.experts)).astype(np.int64)
+
+    def calls_of(self, expert: int) -> Ints:
+        """Ids of the calls left of one expert, in the order of the workload."""
+        return self.call_ids[self.calls.expert[self.call_ids] == expert]
+
+
+@dataclass(frozen=True)
+class OracleProblem(Problem):
+    """A Problem that also tells true output lengths; only the scheduler named ``oracle`` is handed one.
+
+    ``output_tokens`` has one entry per row of ``calls``; ``true_costs[m][w]`` is a sweep over the true lengths.
+    """
+
+    output_tokens: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class PlannedSession:
+    """One expert on one worker and the ids of the calls it takes, in the order they are queued.
+
+    A session of phase p starts only after every session of a lower phase, on any worker, has ended.
+    """
+
+    worker: int
+    expert: int
+    call_ids: Ints
+    phase: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ordered list of sessions for each worker, and the makespan the scheduler itself predicts.
+
+    ``info`` holds deterministic facts of how the plan was found (objective, best_bound, gap, replicas, ...);
+    ``solve_s`` is wall-clock and goes where wall-clock figures go.
+    """
+
+    sessions: tuple[PlannedSession, ...]
+    predicted_s: float
+    info: dict[str, float | int | str] = field(default_factory=dict)
+
+    def of_worker(self, worker: int) -> tuple[PlannedSession, ...]:
+        """The sessions of one worker, in order."""
+        return tuple(s for s in self.sessions if s.worker == worker)
+
+
+class SchedulerOptions(BaseModel):
+    """Options every scheduler takes; a policy subclasses it with its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    label: str | None = None
+    """Name of this entry in tables and results; the policy's own name unless given."""
+
+
+class Scheduler(Protocol):
+    """A policy. ``plan`` is asked once; after a lost worker it is asked again with what is left."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type[SchedulerOptions]]
+    sees_lengths: ClassVar[bool]
+
+    def __init__(self, options: SchedulerOptions) -> None: ...
+
+    def plan(self, problem: Problem) -> Plan:
+        """Place every call of ``problem.call_ids`` exactly once."""
+        ...
+
+
+def split_evenly(call_ids: Ints, parts: int) -> Sequence[Ints]:
+    """Deal calls like cards into ``parts`` shares whose sizes differ by at most one."""
+    return [call_ids[i::parts] for i in range(parts)]

@@ -1,0 +1,106 @@
+"""The fast engine against the stepwise one, and against formulas."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_engine import NaiveEngine, Sequence
+
+from mosaicsim.errors import InfeasibleError
+from mosaicsim.executors.engine import Engine, EngineConfig
+from mosaicsim.hardware.latency import HostOverhead, StepTables, TwoRegimeLatency
+
+# no two sums of these coincide, so no decision hangs on the last bit of a float
+LATENCY = TwoRegimeLatency(
+    0.01123456789, 0.0000331415926, 7.9794293e-8, 0.00825468, 0.00005005577, 0.0000540106247, 8.2135296e-8
+)
+
+
+def tables_for(config: EngineConfig) -> StepTables:
+    return LATENCY.compile(config.max_num_seqs, 4096, HostOverhead(0.00101, 0.0000123))
+
+
+@st.composite
+def engine_configs(draw: st.DrawFn) -> EngineConfig:
+    max_num_seqs = draw(st.integers(1, 8))
+    return EngineConfig(
+        policy=draw(st.sampled_from(["v0", "v1"])),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=draw(st.integers(max_num_seqs, 60)),
+        block_size=draw(st.sampled_from([1, 2, 4, 16])),
+        num_gpu_blocks=draw(st.integers(20, 160)),
+        watermark_blocks=draw(st.integers(0, 3)),
+        prefix_caching=draw(st.booleans()),
+    )
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> tuple[EngineConfig, list[Sequence], dict[int, float]]:
+    config = draw(engine_configs())
+    capacity = config.num_gpu_blocks * config.block_size
+    online = draw(st.booleans())
+    prompts: dict[int, int] = {}
+    sequences = []
+    for row in range(draw(st.integers(1, 24))):
+        group = draw(st.integers(-1, 5))
+        prompt = draw(st.integers(1, max(1, min(70, capacity // 2))))
+        if group >= 0:
+            prompt = prompts.setdefault(group, prompt)
+        output = draw(st.integers(1, max(1, min(90, capacity - prompt))))
+        arrive = draw(st.integers(0, 200)) * 0.0137 if online else 0.0
+        sequences.append(Sequence(row, prompt, output, group, arrive))
+    sequences.sort(key=lambda s: s.arrive)
+    for row, sequence in enumerate(sequences):
+        sequence.row = row
+    rows = st.integers(0, len(sequences) - 1)
+    moments = st.integers(0, 200).map(lambda i: 0.000713 + i * 0.0171)  # never that of an arrival
+    cancels = draw(st.dictionaries(rows, moments, max_size=5))
+    return config, sequences, cancels
+
+
+def load(engine: Engine, sequences: list[Sequence]) -> None:
+    engine.add(
+        [s.prompt for s in sequences],
+        [s.output for s in sequences],
+        [s.group for s in sequences],
+        [s.arrive for s in sequences],
+    )
+
+
+def drive(engine: Engine, cancels: dict[int, float]) -> None:
+    """Advance to each cancel in turn, then to the end; a reactive engine stops more often on the way."""
+    for moment, row in sorted((moment, row) for row, moment in cancels.items()):
+        while engine.advance(moment) <= moment:
+            engine.finished.clear()
+        engine.cancel(row)
+    while engine.advance() < inf:
+        engine.finished.clear()
+
+
+@settings(max_examples=400, deadline=None)
+@given(workloads(), st.booleans())
+def test_equals_the_stepwise_engine(
+    case: tuple[EngineConfig, list[Sequence], dict[int, float]], reactive: bool
+) -> None:
+    config, sequences, cancels = case
+    engine = Engine(config, tables_for(config), reactive=reactive)
+    load(engine, sequences)
+    drive(engine, cancels)
+    naive = NaiveEngine(config, tables_for(config))
+    naive.run(sequences, cancels)
+
+    assert naive.most_blocks <= config.num_gpu_blocks
+    assert naive.most_running <= config.max_num_seqs
+    assert engine.cancelled == {s.row for s in sequences if s.cancelled}
+    for s in sequences:
+        assert engine.preempted[s.row] == s.preempted
+        assert engine.tokens_generated(s.row) == s.generated
+        for column, expected in (
+            (engine.start, s.start),
+            (engine.first_token, s.first_token),
+            (engine.finish, s.finish),
+        ):
+            assert column[s.row] == pytest.approx(expected, rel=1e-9, abs=0)
