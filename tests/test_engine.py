@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_engine import NaiveEngine, Sequence
 
-from mosaicsim.errors import InfeasibleError
 from mosaicsim.executors.engine import Engine, EngineConfig
 from mosaicsim.hardware.latency import HostOverhead, StepTables, TwoRegimeLatency
 

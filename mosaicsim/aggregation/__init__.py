@@ -1,0 +1,1 @@
+"""When the aggregator may be skipped."""

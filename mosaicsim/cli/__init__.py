@@ -1,0 +1,69 @@
+"""The command line: one short file a verb, imported when it is used."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from mosaicsim import __version__
+from mosaicsim.errors import MosaicsimError
+
+VERBS = {
+    "run": "Simulate a scenario and compare its schedulers.",
+    "plot": "Remake the plots of a result folder.",
+    "trace": "Generate, import, inspect and validate traces.",
+    "schedulers": "List the schedulers and their options.",
+    "profiles": "List the models and devices that are profiled.",
+    "schema": "Print the JSON schema of a scenario.",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb only when it runs, so that --help needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(import_module(f"mosaicsim.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            from mosaicsim.errors import nearest
+
+            ctx.fail(f"no command '{args[0]}'{nearest(args[0], VERBS)}; commands: {', '.join(VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mosaicsim")
+def cli() -> None:
+    """Schedule Mixture-of-Agents workloads over a few GPUs, and see where the GPUs idle."""
+
+
+def main() -> None:
+    """Entry point: errors in one line, exit codes 0 ok, 1 failed, 2 usage, 3 a stated threshold missed."""
+    try:
+        cli(standalone_mode=False)
+    except MosaicsimError as error:
+        click.echo(f"mosaicsim: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("mosaicsim: interrupted", err=True)
+        sys.exit(1)
+    except click.exceptions.Exit as request:
+        sys.exit(request.exit_code)

@@ -45,8 +45,9 @@ _NOT_RUNNING = -1
 class EngineConfig:
     """An engine's resolved settings, in vLLM's names.
 
-    ``num_gpu_blocks`` blocks of ``block_size`` tokens; ``watermark_blocks`` stay free when a call is admitted
-    beside others. ``v0`` prefills whole prompts, so there a prompt above ``max_num_batched_tokens`` runs alone.
+    ``num_gpu_blocks`` blocks of ``block_size`` tokens; ``watermark_blocks`` stay free when a call is
+    admitted beside others. ``v0`` prefills whole prompts, so there a prompt above
+    ``max_num_batched_tokens`` runs alone.
     """
 
     policy: Literal["v0", "v1"]
@@ -73,9 +74,10 @@ class EngineStats:
 class Engine:
     """One continuous-batching engine and the calls it was given, as columns.
 
-    Calls are known by their row. ``start``, ``first_token`` and ``finish`` hold engine seconds (-1.0 until they
-    happen), ``generated`` the tokens produced so far by calls that are neither running nor finished,
-    ``preempted`` how often a call lost its KV, ``cancelled`` which calls were cancelled before they finished.
+    Calls are known by their row. ``start``, ``first_token`` and ``finish`` hold engine seconds (-1.0 until
+    they happen), ``preempted`` how often a call lost its KV, ``cancelled`` which calls were cancelled before
+    they finished. ``generated`` is up to date for calls that are neither running nor finished: see
+    :meth:`tokens_generated`.
     """
 
     def __init__(self, config: EngineConfig, tables: StepTables, *, reactive: bool = False) -> None:
@@ -108,10 +110,10 @@ class Engine:
         groups: Sequence[int] | None = None,
         arrive: Sequence[float] | None = None,
     ) -> range:
-        """Queue calls and return their rows; ``arrive`` (engine seconds, default 0) says from when they wait.
+        """Queue calls and return their rows; ``arrive`` (engine seconds, default 0) is when they start to wait.
 
-        ``groups`` marks calls with an identical prompt by an equal number (negative: no twin). Arrivals must not
-        precede those added before. Raises InfeasibleError for a call that no empty KV cache can hold.
+        ``groups`` marks calls with an identical prompt by an equal number (negative: no twin). Arrivals must
+        not precede those added before. Raises InfeasibleError for a call that no empty KV cache can hold.
         """
         self._check_fits(prompt_tokens, output_tokens)
         n = len(prompt_tokens)
@@ -134,9 +136,10 @@ class Engine:
     def advance(self, until: float = inf) -> float:
         """Run every iteration that ends by ``until`` and return the next moment of interest.
 
-        Calls added or cancelled since the last call take effect at the end of the iteration that was in progress
-        at *its* ``until``. Returns ``inf`` when nothing is left to do. A reactive engine returns its own ``clock`` right
-        after calls finished (they are in ``finished``, which the caller empties).
+        Calls added or cancelled since the last call take effect at the end of the iteration that was in
+        progress at *its* ``until``. Returns ``inf`` when nothing is left to do. A reactive engine returns its
+        own ``clock`` right after calls finished; ``finished`` lists them, and calls that were cancelled,
+        until the caller empties it.
         """
         return self._loop.send(until)
 
@@ -163,8 +166,8 @@ class Engine:
         local because the loop body runs several times per call and a local costs a third of an attribute.
 
         t: engine seconds, S: decode iterations so far, B: decode sequences, C: sum of the context lengths of
-        the next decode iteration, F: free blocks, hist[p]: sequences that take a block when S % block_size is p
-        (stored twice in a row, so that a window is one slice).
+        the next decode iteration, F: free blocks, hist[p]: sequences that take a block when S % block_size
+        is p (stored twice in a row, so that a window is one slice).
         """
         cfg, tables, stats = self.config, self._tables, self.stats
         v1, sharing, reactive = cfg.policy == "v1", cfg.prefix_caching, self._reactive
@@ -213,6 +216,10 @@ class Engine:
             F += release(row, -(-(prompt[row] + generated[row]) // bs))
             return row
 
+        def prefill_beyond(tokens: int) -> float:
+            """Seconds for a prompt longer than the table, which only v0 runs in one iteration."""
+            return prefill_s[-1] + (tokens + 1 - len(prefill_s)) * (prefill_s[-1] - prefill_s[-2])
+
         def steps_to(moment: float) -> int:
             """Fewest decode iterations (at least 1) after which the clock has reached ``moment``."""
             x, half = moment - t, dec_ctx * B / 2
@@ -236,6 +243,8 @@ class Engine:
                         waiting.remove(row)
                     finish[row] = t
                     self.cancelled.add(row)
+                    if reactive:
+                        finished.append(row)
                 cancels.clear()
             while arrivals and arrivals[0][0] <= t:
                 row = arrivals.popleft()[1]
@@ -310,7 +319,7 @@ class Engine:
 
             stats.spans += 1
             if tokens:
-                share = prefill_s[tokens]
+                share = prefill_s[tokens] if tokens < len(prefill_s) else prefill_beyond(tokens)
                 dt = share + (mix_base[B] + mix_ctx * C if v1 else mix_base[0])
                 while t + dt > horizon:
                     self.clock = t

@@ -1,0 +1,1 @@
+"""What it runs on: devices, latency models, measured profiles, the cluster."""

@@ -1,0 +1,1 @@
+"""Showing it: console and plots."""

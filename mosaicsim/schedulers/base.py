@@ -22,7 +22,8 @@ class SessionCost:
 
     ``counts`` (ascending, starting at 1) and ``generate_s`` are the offline profiling sweep: seconds to
     generate for that many calibration calls in one session, load excluded. ``mean_output_tokens`` and
-    ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before they answer.
+    ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before
+    they answer.
     """
 
     load_s: float
@@ -44,7 +45,10 @@ class SessionCost:
 
 @dataclass(frozen=True)
 class WorkerView:
-    """A worker as a scheduler sees it: ``index`` is the executor's, ``backlog_s`` the predicted time it is still busy."""
+    """A worker as a scheduler sees it.
+
+    ``index`` is the executor's, ``backlog_s`` the predicted time for which the worker is still busy.
+    """
 
     index: int
     name: str
@@ -80,7 +84,7 @@ class Problem:
 class OracleProblem(Problem):
     """A Problem that also tells true output lengths; only the scheduler named ``oracle`` is handed one.
 
-    ``output_tokens`` has one entry per row of ``calls``; ``true_costs[m][w]`` is a sweep over the true lengths.
+    ``output_tokens`` has one entry per row of ``calls``.
     """
 
     output_tokens: Ints = field(default_factory=lambda: np.zeros(0, np.int64))

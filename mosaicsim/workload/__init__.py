@@ -1,0 +1,1 @@
+"""What has to be computed: traces, routing, generation, the call table."""

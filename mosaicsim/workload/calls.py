@@ -86,6 +86,7 @@ class Calibration:
 class Workload:
     """A routed batch: questions, the pool, the calls the router drew, and what they turned out to be.
 
+    Calls are ordered by question, k a question: call ``q * k + slot`` belongs to question q.
     ``experts`` is in first-seen order, the order in which round-robin deals experts to workers. ``labels``
     maps a figure ("aggregator_stage", "accuracy", ...) to "modelled" where it does not come from
     recorded rows of the trace.

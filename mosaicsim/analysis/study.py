@@ -1,0 +1,257 @@
+"""Run a scenario in simulation: every scheduler under every gate, for each replicate."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mosaicsim.aggregation.base import ASK, Gate
+from mosaicsim.analysis.bound import bound_of_run
+from mosaicsim.analysis.metrics import (
+    agreement,
+    busy_s,
+    call_columns,
+    gpu_time,
+    paired_delta,
+    popularity,
+    question_correct,
+    timeline,
+    worker_intervals,
+)
+from mosaicsim.analysis.result import Result, Run
+from mosaicsim.executors.fleet import Fleet
+from mosaicsim.executors.profiling import profile_sessions
+from mosaicsim.executors.simulated import SessionCache, SimulatedExecutor
+from mosaicsim.policies import Policy, PolicyKind
+from mosaicsim.runtime.orchestrator import Orchestrator
+from mosaicsim.runtime.runlog import CANCELLED, FINISHED
+from mosaicsim.scenario import Scenario
+from mosaicsim.schedulers.base import OracleProblem, Problem, Scheduler, SessionCost, WorkerView
+from mosaicsim.schedulers.registry import create
+from mosaicsim.streams import Streams
+from mosaicsim.workload.build import build_workload
+from mosaicsim.workload.calls import Ints, Workload
+from mosaicsim.workload.trace import read_trace
+
+Progress = Callable[[int, int, str], None]
+"""Told (runs done, runs in all, what is next)."""
+
+BASELINE = "round_robin"
+"""The scheduler that speedups are measured against, when the scenario has it."""
+
+
+def simulate(scenario: Scenario, progress: Progress = lambda done, total, what: None) -> Result:
+    """Simulate ``scenario`` and return every run and the summary.
+
+    Raises MosaicsimError (and its subclasses) for anything the scenario asks for that cannot be done.
+    """
+    began = time.perf_counter()
+    fleet = Fleet(scenario)
+    trace = read_trace(scenario.workload.trace)
+    schedulers, gates = scenario.policies(PolicyKind.SCHEDULER), scenario.policies(PolicyKind.GATE)
+    total = scenario.replicates * len(schedulers) * len(gates)
+    workloads: list[Workload] = []
+    runs: list[Run] = []
+    for replicate in range(scenario.replicates):
+        progress(len(runs), total, f"replicate {replicate}: routing and profiling")
+        streams = Streams(scenario.seed, replicate)
+        workload = build_workload(
+            trace,
+            k=scenario.workload.k,
+            router=scenario.policies(PolicyKind.ROUTER)[0].create(),
+            calibration=scenario.workload.calibration,
+            skew=scenario.workload.length_skew,
+            limit_questions=scenario.workload.questions,
+            rng_streams=streams,
+        )
+        workloads.append(workload)
+        replicated = Replicate(fleet, workload, streams, replicate)
+        for scheduler in schedulers:
+            for gate in gates:
+                progress(len(runs), total, f"replicate {replicate}: {scheduler.label}, {gate.label}")
+                runs.append(replicated.run(scheduler, gate))
+    progress(total, total, "done")
+    _add_speedups(runs)
+    return Result(
+        scenario=scenario.model_dump(mode="json"),
+        summary=_summary(scenario, runs, workloads),
+        workloads=tuple(workloads),
+        workers=fleet.worker_names,
+        runs=tuple(runs),
+        wall={"simulate_s": time.perf_counter() - began},
+    )
+
+
+class Replicate:
+    """One routed workload on the fleet, and what its runs share."""
+
+    def __init__(self, fleet: Fleet, workload: Workload, streams: Streams, replicate: int) -> None:
+        self._fleet, self._workload, self._streams = fleet, workload, streams
+        self._replicate = replicate
+        self._sessions: SessionCache = {}
+        self._costs = self._profile()
+
+    def run(self, scheduler: Policy, gate: Policy) -> Run:
+        """One scheduler under one gate."""
+        policy, judge = scheduler.create(), gate.create()
+        orchestrator = Orchestrator(
+            self._workload,
+            self._fleet.pool,
+            policy,
+            judge,
+            self._problem_for(policy),
+            fallback=create("greedy", {}),
+        )
+        executor = SimulatedExecutor(
+            self._fleet.simulated(self._streams),
+            np.concatenate([self._workload.outcomes.output_tokens, self._workload.aggregator.output_tokens]),
+            reactive=judge.cancels,
+            cache=self._sessions,
+        )
+        makespan = executor.run(orchestrator)
+        return self._describe(orchestrator, scheduler, gate, policy, judge, makespan)
+
+    def _profile(self) -> dict[tuple[int, str], SessionCost]:
+        """The profiling sweep of each expert on each kind of device."""
+        costs = {}
+        most = self._workload.calls.counts(len(self._workload.experts))
+        calibration = self._workload.calibration
+        for m, name in enumerate(self._workload.experts):
+            for device in self._fleet.cluster.devices:
+                worker = next(w.index for w in self._fleet.pool.workers if w.device == device)
+                costs[m, device] = profile_sessions(
+                    self._fleet.engine_of(name, (worker,)),
+                    calibration.output_tokens[m],
+                    calibration.prompt_tokens[m],
+                    int(most[m]),
+                    self._fleet.profile_of(name, device).reasoning,
+                    self._streams(f"profiling.{name}.{device}"),
+                )
+        return costs
+
+    def _problem_for(self, scheduler: Scheduler) -> Callable[[Ints, tuple[WorkerView, ...]], Problem]:
+        """What the scheduler is shown; only one that says so is shown lengths."""
+        workload = self._workload
+
+        def problem_of(call_ids: Ints, workers: tuple[WorkerView, ...]) -> Problem:
+            costs = tuple(
+                tuple(self._costs[m, w.device] for w in workers) for m in range(len(workload.experts))
+            )
+            shown = (workload.experts, workload.calls, call_ids, workers, costs)
+            if scheduler.sees_lengths:
+                return OracleProblem(*shown, output_tokens=workload.outcomes.output_tokens)
+            return Problem(*shown)
+
+        return problem_of
+
+    def _describe(
+        self,
+        orchestrator: Orchestrator,
+        scheduler: Policy,
+        gate: Policy,
+        policy: Scheduler,
+        judge: Gate,
+        makespan: float,
+    ) -> Run:
+        log, plan, workload = orchestrator.log, orchestrator.plan, self._workload
+        n, n_workers = len(workload.calls), len(self._fleet.pool.workers)
+        stage_s = orchestrator.expert_stage_s
+        correct = question_correct(workload, orchestrator.accepted, log.status)
+        delta, interval = paired_delta(correct, workload.aggregator.correct)
+        bound = bound_of_run(self._fleet, workload, log.status[:n] == FINISHED)
+        busy = busy_s(worker_intervals(log, "expert", n_workers))
+        by_state = gpu_time(log, n_workers, makespan)
+        assert plan is not None
+        metrics: dict[str, Any] = {
+            "scheduler": scheduler.label,
+            "gate": gate.label,
+            "replicate": self._replicate,
+            "sees_lengths": policy.sees_lengths,
+            "expert_stage_s": stage_s,
+            "aggregator_stage_s": makespan - stage_s,
+            "makespan_s": makespan,
+            "idle_fraction": 1 - busy / (n_workers * stage_s),
+            "lower_bound_s": bound,
+            "bound_distance": stage_s / bound - 1,
+            "predicted_expert_stage_s": plan.predicted_s,
+            "prediction_error": plan.predicted_s / stage_s - 1,
+            "skip_rate": float((orchestrator.accepted != ASK).mean()),
+            "accuracy": float(correct.mean()),
+            "delta_pp": delta,
+            "delta_pp_ci95": list(interval),
+            "calls_finished": int((log.status == FINISHED).sum()),
+            "calls_cancelled": int((log.status == CANCELLED).sum()),
+            "output_tokens": int(log.output_tokens.sum()),
+            "preemptions": int(log.preemptions.sum()),
+            "gpu_time": by_state,
+            "replanned": log.notes,
+        }
+        return Run(
+            scheduler=scheduler.label,
+            gate=gate.label,
+            replicate=self._replicate,
+            sees_lengths=policy.sees_lengths,
+            metrics=metrics,
+            calls=call_columns(log, workload),
+            timeline=timeline(log, workload.experts),
+            gpu_time=by_state,
+            plan_info=plan.info,
+        )
+
+
+def _add_speedups(runs: Sequence[Run]) -> None:
+    """Ratios over round_robin of the same replicate: expert stage, same gate, and without any gate."""
+    baseline = {(r.replicate, r.gate): r.metrics for r in runs if r.scheduler == BASELINE}
+    for run in runs:
+        same = baseline.get((run.replicate, run.gate))
+        ungated = baseline.get((run.replicate, "always"))
+        run.metrics["expert_stage_speedup"] = same and same["expert_stage_s"] / run.metrics["expert_stage_s"]
+        run.metrics["speedup"] = same and same["makespan_s"] / run.metrics["makespan_s"]
+        run.metrics["end_to_end_speedup"] = ungated and ungated["makespan_s"] / run.metrics["makespan_s"]
+
+
+def _summary(scenario: Scenario, runs: Sequence[Run], workloads: Sequence[Workload]) -> dict[str, Any]:
+    """Content of summary.json: figures of the runs and nothing that depends on the machine or the hour."""
+    labels: dict[str, str] = {}
+    for workload in workloads:
+        labels.update(workload.labels)
+    return {
+        "scenario": scenario.name,
+        "seed": scenario.seed,
+        "replicates": scenario.replicates,
+        "labels": labels,
+        "workloads": [
+            {
+                "questions": w.n_questions,
+                "calls": len(w.calls),
+                "popularity": popularity(w),
+                "agreement": agreement(w),
+            }
+            for w in workloads
+        ],
+        "runs": [run.metrics for run in runs],
+        "plans": [
+            {"scheduler": r.scheduler, "gate": r.gate, "replicate": r.replicate, **r.plan_info} for r in runs
+        ],
+        "means": _means(runs),
+    }
+
+
+def _means(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """For each scheduler and gate, the mean of every figure over the replicates."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        groups[run.scheduler, run.gate].append(run.metrics)
+    return [
+        {"scheduler": scheduler, "gate": gate, "replicates": len(rows)}
+        | {
+            name: float(np.mean([row[name] for row in rows]))
+            for name, value in rows[0].items()
+            if isinstance(value, float) or (isinstance(value, int) and name not in ("replicate", "sees_lengths"))
+        }
+        for (scheduler, gate), rows in groups.items()
+    ]

@@ -1,0 +1,61 @@
+"""``mosaicsim run``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a key, e.g. seed=7.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Result folder; results/<scenario name> by default, none with --json.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout instead of the table.")
+@click.option("--plots/--no-plots", default=True, help="Draw the plots of the result folder.")
+@click.option("--dry-run", is_flag=True, help="Check and print the resolved scenario; run nothing.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def run(
+    scenario: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+    plots: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
+    """Simulate SCENARIO: who wins, by how much, where the GPUs idle, and what the gate saves and costs."""
+    from mosaicsim.scenario import dump_scenario, load_scenario
+
+    study = load_scenario(scenario, overrides)
+    if dry_run:
+        click.echo(dump_scenario(study), nl=False)
+        return
+
+    from mosaicsim.analysis.study import simulate
+    from mosaicsim.report.folder import check_writable, write_result
+    from mosaicsim.report.progress import show_progress
+
+    folder = out if out or as_json else Path("results") / study.name
+    if folder is not None:
+        check_writable(folder)
+    with show_progress(enabled=not quiet) as progress:
+        result = simulate(study, progress)
+    if folder is not None:
+        write_result(result, folder, plots=plots)
+    if as_json:
+        click.echo(json.dumps(result.summary, indent=1))
+        return
+
+    from rich.console import Console
+
+    from mosaicsim.report.console import print_result
+
+    print_result(result, Console())
+    click.echo(f"results in {folder}", err=True)

@@ -1,0 +1,234 @@
+"""`mosaicsim trace`: make traces from foreign files, look into them, check them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mosaicsim.errors import TraceError, UserInputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MAX_LINES = 100
+"""Problems that `trace validate` prints for one file."""
+
+
+class _TraceGroup(click.Group):
+    """Loads `generate`, a module of its own, only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "generate"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "generate":
+            from mosaicsim.cli.generate import generate
+
+            return generate
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_TraceGroup)
+def trace() -> None:
+    """Make, import, check and describe traces."""
+
+
+@trace.command(name="import")
+@click.argument("file", type=click.Path())
+@click.option("-o", "--output", required=True, type=click.Path(), help="Trace (Parquet) to write.")
+@click.option(
+    "--map",
+    "mapping",
+    multiple=True,
+    metavar="COLUMN=THEIRS",
+    help="Which of the file's columns is the trace column COLUMN; may be given several times.",
+)
+@click.option("--dataset", help="Dataset name of every row; needed where the file has no such column.")
+@click.option(
+    "--reasoning", multiple=True, metavar="EXPERT", help="An expert that thinks first; may be repeated."
+)
+@click.option(
+    "--visible-tokens",
+    metavar="N|COLUMN",
+    help="What the aggregator reads of a reasoning expert: a number, modelled, or a column.  [default: 330]",
+)
+@click.option("--aggregator", metavar="EXPERT", help="The expert whose rows are the aggregator's.")
+@click.option(
+    "--incomplete",
+    type=click.Choice(["error", "drop"]),
+    default="error",
+    show_default=True,
+    help="What to do with questions that some expert has not answered.",
+)
+def import_(
+    file: str,
+    output: str,
+    mapping: tuple[str, ...],
+    dataset: str | None,
+    reasoning: tuple[str, ...],
+    visible_tokens: str | None,
+    aggregator: str | None,
+    incomplete: str,
+) -> None:
+    """Read FILE (.csv or .jsonl, also .gz), a row a (question, expert, sample), and write a trace."""
+    from mosaicsim.workload.importers import REASONING_VISIBLE_TOKENS, ImportOptions, import_trace
+    from mosaicsim.workload.trace import write_trace
+
+    columns = _mapping(mapping)
+    constant = REASONING_VISIBLE_TOKENS
+    if visible_tokens is not None and visible_tokens.isdecimal():
+        constant = int(visible_tokens)
+    elif visible_tokens is not None:
+        columns["visible_tokens"] = visible_tokens
+    options = ImportOptions(
+        columns=columns,
+        dataset=dataset,
+        reasoning=reasoning,
+        visible_tokens=constant,
+        aggregator=aggregator,
+        drop_incomplete=incomplete == "drop",
+        command=_command(file, output, columns, dataset, reasoning, constant, aggregator, incomplete),
+    )
+    imported = import_trace(file, options)
+    written = write_trace(output, imported.table, imported.metadata)
+    sizes = f"{len(written):,} rows, {len(written.questions):,} questions, {len(written.experts)} experts"
+    click.echo(f"{output}: {sizes}")
+    for note in written.metadata.provenance.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+@trace.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def info(file: str, as_json: bool) -> None:
+    """Describe the trace FILE: experts, lengths, accuracy, agreement, where it came from."""
+    from mosaicsim.workload.info import describe
+    from mosaicsim.workload.trace import read_trace
+
+    figures = describe(read_trace(file))
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        _print(figures)
+
+
+@trace.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print the problems as JSON.")
+@click.pass_context
+def validate(ctx: click.Context, files: tuple[str, ...], as_json: bool) -> None:
+    """Check every value of the traces FILES; exit code 2 when a problem is found."""
+    reports = [_check(file) for file in files]
+    if as_json:
+        click.echo(json.dumps(reports, indent=2))
+    for report in () if as_json else reports:
+        for line in report["problems"]:
+            click.echo(line)
+        if report["count"] > len(report["problems"]):
+            click.echo(f"{report['trace']}: and {report['count'] - len(report['problems']):,} more problems")
+        if not report["count"]:
+            click.echo(f"{report['trace']}: ok, {report['rows']:,} rows")
+    if any(report["count"] for report in reports):
+        ctx.exit(TraceError.exit_code)
+
+
+def _mapping(pairs: tuple[str, ...]) -> dict[str, str]:
+    """``--map`` values as a dict. Raises UserInputError: not COLUMN=THEIRS, or a column mapped twice."""
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, theirs = pair.partition("=")
+        if not (name and equals and theirs):
+            raise UserInputError(f"--map {pair}: expected COLUMN=THEIRS, as in --map question_id=qid")
+        if name in columns:
+            raise UserInputError(f"--map {pair}: column '{name}' is already mapped to '{columns[name]}'")
+        columns[name] = theirs
+    return columns
+
+
+def _command(
+    file: str,
+    output: str,
+    columns: dict[str, str],
+    dataset: str | None,
+    reasoning: tuple[str, ...],
+    visible_tokens: int,
+    aggregator: str | None,
+    incomplete: str,
+) -> str:
+    """The command line that makes the same trace; file names only, since folders are the machine's own."""
+    parts = ["mosaicsim", "trace", "import", _basename(file), "-o", _basename(output)]
+    parts += [word for name, theirs in columns.items() for word in ("--map", f"{name}={theirs}")]
+    parts += [] if dataset is None else ["--dataset", dataset]
+    parts += [word for name in reasoning for word in ("--reasoning", name)]
+    parts += [] if "visible_tokens" in columns else ["--visible-tokens", str(visible_tokens)]
+    parts += [] if aggregator is None else ["--aggregator", aggregator]
+    return shlex.join(parts if incomplete == "error" else [*parts, "--incomplete", incomplete])
+
+
+def _basename(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2]
+
+
+def _check(file: str) -> dict[str, Any]:
+    """One file's report; what keeps it from being read counts as its only problem."""
+    from mosaicsim.workload.trace import read_trace
+    from mosaicsim.workload.validate import violations
+
+    try:
+        found = read_trace(file, check=False)
+    except TraceError as error:
+        return {"trace": file, "rows": None, "count": 1, "problems": [str(error)]}
+    broken = violations(found)
+    lines = ((violation, row) for violation in broken for row in violation.rows.tolist())
+    shown = [
+        f"{file}: {violation.line(row)}" for (violation, row), _ in zip(lines, range(MAX_LINES), strict=False)
+    ]
+    return {"trace": file, "rows": len(found), "count": sum(len(v.rows) for v in broken), "problems": shown}
+
+
+def _print(figures: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(
+        f"{figures['trace']}: {figures['rows']:,} rows, {figures['questions']:,} questions, "
+        f"{len(figures['categories'])} categories, dataset {', '.join(figures['datasets'])}",
+        markup=False,
+        soft_wrap=True,
+    )
+    console.print(_table(figures))
+    routing = figures["routing"]
+    if routing is not None:
+        shares = ", ".join(
+            f"{votes} of {routing['k']}: {share:.1%}" for votes, share in routing["plurality_votes"].items()
+        )
+        console.print(
+            f"recorded routing, votes for the plurality answer: {shares}", markup=False, soft_wrap=True
+        )
+    provenance = figures["provenance"]
+    for key in ("command", "sources", "notes", "labels", "caps"):
+        lines = provenance[key]
+        if lines:
+            text = lines if isinstance(lines, str) else json.dumps(lines)
+            console.print(f"{key}: {text}", markup=False, soft_wrap=True)
+    console.print(f"content hash {figures['content_hash']}", markup=False)
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False, caption="mean to max: output tokens", caption_justify="left")
+    table.add_column("expert", overflow="fold")
+    for column in ("calls", "drawn", "mean", "p50", "p99", "max", "at cap", "accuracy"):
+        table.add_column(column, justify="right")
+    aggregator = [figures["aggregator"]] if figures["aggregator"] else []
+    for row in [*figures["experts"], *aggregator]:
+        counts = [f"{row['calls']:,}", f"{row['drawn']:,}"]
+        tokens = ["" if row[key] is None else f"{row[key]:,.0f}" for key in ("mean", "p50", "p99", "max")]
+        shares = ["" if row[key] is None else f"{row[key]:.1%}" for key in ("cap_share", "accuracy")]
+        table.add_row(row["expert"], *counts, *tokens, *shares)
+    return table

@@ -1,0 +1,48 @@
+"""The executor seam: commands in, events out. One conformance suite holds every implementation."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mosaicsim.runtime.events import Event, SessionSpec
+
+
+class Handler(Protocol):
+    """Who listens to an executor: the orchestrator."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do; the executor returns then."""
+        ...
+
+    def begin(self, executor: Executor) -> None:
+        """Issue the first commands; called once, at second 0."""
+        ...
+
+    def handle(self, event: Event) -> None:
+        """React to an event, possibly with commands."""
+        ...
+
+
+class Executor(Protocol):
+    """Carries out sessions on workers and reports what happens, on a clock of its own."""
+
+    def run(self, handler: Handler) -> float:
+        """Drive ``handler`` until it says it has finished; return the final second."""
+        ...
+
+    def start_session(self, spec: SessionSpec) -> None:
+        """Load the model on the workers, which must be free, and run the calls in their order."""
+        ...
+
+    def add_calls(self, spec: SessionSpec) -> None:
+        """Queue the calls of ``spec`` behind those of the open session with that number."""
+        ...
+
+    def cancel_call(self, session: int, call_id: int) -> None:
+        """Drop a queued or running call; nothing happens to a call that has ended."""
+        ...
+
+    def stop_session(self, session: int) -> None:
+        """Let an open session end as soon as its calls are done."""
+        ...

@@ -1,0 +1,169 @@
+"""The cluster of a scenario as the simulator needs it: an engine for each model on each worker."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mosaicsim.errors import ScenarioError, nearest
+from mosaicsim.executors.engine import EngineConfig
+from mosaicsim.executors.simulated import EngineSpec, Failure, SimulatedCluster
+from mosaicsim.hardware.catalog import Catalog, load_catalog
+from mosaicsim.hardware.cluster import Cluster, Gpu, Host
+from mosaicsim.hardware.latency import HostOverhead
+from mosaicsim.runtime.orchestrator import AGGREGATOR, Pool
+from mosaicsim.scenario import EngineSection, ModelSection, Scenario
+from mosaicsim.schedulers.base import WorkerView
+from mosaicsim.streams import Streams
+
+if TYPE_CHECKING:
+    from mosaicsim.hardware.profile import Profile
+
+
+class Fleet:
+    """Workers, hosts and engines of a scenario, resolved against the profile catalog.
+
+    Raises ScenarioError or ProfileError for unknown names, a cluster too small for the aggregator, and models
+    that do not fit, before anything runs.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._catalog: Catalog = load_catalog(files=[Path(p) for p in scenario.profiles])
+        self.cluster = _cluster(scenario)
+        self.cluster.check_devices(self._catalog.devices)
+        self._engines: dict[tuple[str, str, int], EngineSpec] = {}
+        if scenario.aggregator.tp > len(self.cluster.workers):
+            raise ScenarioError(
+                f"aggregator.tp: {scenario.aggregator.tp} GPUs asked for, "
+                f"the cluster has {len(self.cluster.workers)}"
+            )
+        self.pool = Pool(
+            tuple(WorkerView(i, w.name, w.device) for i, w in enumerate(self.cluster.workers)),
+            scenario.cluster.experts_per_worker,
+            scenario.aggregator.tp,
+        )
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        """Names of the workers, in the order of their indices."""
+        return tuple(w.name for w in self.cluster.workers)
+
+    def simulated(self, streams: Streams) -> SimulatedCluster:
+        """The cluster for the simulated executor; sampled failures come from the stream "failures"."""
+        hosts = [host.name for host in self.cluster.hosts]
+        return SimulatedCluster(
+            engine_of=self.engine_of,
+            hosts=tuple(hosts.index(w.host) for w in self.cluster.workers),
+            disk_streams=tuple(host.disk_streams for host in self.cluster.hosts),
+            slots=self.pool.slots,
+            keep_asleep=self._scenario.cluster.session_change == "sleep",
+            failures=self._failures(streams),
+        )
+
+    def engine_of(self, name: str, workers: tuple[int, ...]) -> EngineSpec:
+        """The engine of an expert (or the aggregator) on a worker or a tensor-parallel group; made once."""
+        device, tp = self.cluster.workers[workers[0]].device, len(workers)
+        key = name, device, tp
+        if key not in self._engines:
+            self._engines[key] = self._engine(name, device, tp)
+        return self._engines[key]
+
+    def profile_of(self, name: str, device: str, tp: int = 1) -> Profile:
+        """The profile of the model that plays ``name``."""
+        section = self.section_of(name)
+        return self._catalog.profile(
+            section.model,
+            device,
+            tp=tp,
+            gpu_memory_utilization=self._scenario.engine.gpu_memory_utilization,
+            memory_share=1 / self.pool.slots if name != AGGREGATOR else 1.0,
+            load_s=section.load_s,
+            timing=section.timing,
+        )
+
+    def section_of(self, name: str) -> ModelSection:
+        """What the scenario says of an expert or the aggregator. Raises ScenarioError if it says nothing."""
+        if name == AGGREGATOR:
+            return self._scenario.aggregator
+        experts = self._scenario.experts
+        if name not in experts:
+            raise ScenarioError(
+                f"experts: the trace has an expert '{name}' without an entry{nearest(name, experts)}; "
+                f"add `{name}: {{model: ...}}`, entries are {', '.join(experts)}"
+            )
+        return experts[name]
+
+    def _engine(self, name: str, device: str, tp: int) -> EngineSpec:
+        settings, profile = self._scenario.engine, self.profile_of(name, device, tp)
+        blocks = settings.num_gpu_blocks or profile.kv_capacity_tokens // settings.block_size
+        config = EngineConfig(
+            policy=settings.policy,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.batched_tokens,
+            block_size=settings.block_size,
+            num_gpu_blocks=blocks,
+            watermark_blocks=math.floor(_watermark(settings) * blocks),
+            prefix_caching=_prefix_caching(settings),
+        )
+        tables = profile.latency.compile(
+            settings.max_num_seqs, settings.batched_tokens, self._host_overhead(settings)
+        )
+        return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s)
+
+    def _host_overhead(self, settings: EngineSection) -> HostOverhead:
+        known = self._catalog.host_overhead(settings.version)
+        base, each = settings.host_base_ms, settings.host_per_sequence_ms
+        return HostOverhead(
+            known.base_s if base is None else base / 1e3, known.per_sequence_s if each is None else each / 1e3
+        )
+
+    def _failures(self, streams: Streams) -> dict[int, Iterator[Failure]]:
+        """Each worker's failures in ascending order; only of workers that have any."""
+        section = self._scenario.failures
+        failures: dict[int, Iterator[Failure]] = {}
+        for w in range(len(self.cluster.workers)):
+            scripted = sorted((f for f in section.scripted if f.worker == w), key=lambda f: f.at_s)
+            planned: Iterator[Failure] = (Failure(f.at_s, f.down_s) for f in scripted)
+            if section.mtbf_s is not None:
+                planned = chain(planned, _sampled(section.mtbf_s, section.down_s, streams, w))
+            if scripted or section.mtbf_s is not None:
+                failures[w] = planned
+        return failures
+
+
+def _sampled(mtbf_s: float, down_s: float, streams: Streams, worker: int) -> Iterator[Failure]:
+    rng, at = streams(f"failures.{worker}"), 0.0
+    while True:
+        at += rng.exponential(mtbf_s)
+        yield Failure(at, down_s)
+        at += down_s
+
+
+def _watermark(settings: EngineSection) -> float:
+    if settings.watermark is not None:
+        return settings.watermark
+    return 0.01 if settings.policy == "v0" else 0.0
+
+
+def _prefix_caching(settings: EngineSection) -> bool:
+    return settings.policy == "v1" if settings.prefix_caching is None else settings.prefix_caching
+
+
+def _cluster(scenario: Scenario) -> Cluster:
+    """One worker a GPU, named ``gpu0``, ``gpu1``, ... over all hosts."""
+    hosts: list[Host] = []
+    gpus: list[Gpu] = []
+    for i, section in enumerate(scenario.cluster.hosts):
+        name = section.name or f"host{i}"
+        hosts.append(Host(name, math.inf if section.disk_streams is None else section.disk_streams))
+        gpus += [Gpu(f"gpu{len(gpus) + j}", section.device, name) for j in range(section.gpus)]
+    for i, failure in enumerate(scenario.failures.scripted):
+        if failure.worker >= len(gpus):
+            raise ScenarioError(
+                f"failures.scripted.{i}.worker: {failure.worker}, but the cluster's workers are 0 to {len(gpus) - 1}"
+            )
+    return Cluster.of_gpus(gpus, hosts)

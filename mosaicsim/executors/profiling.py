@@ -1,0 +1,67 @@
+"""The offline profiling sweep: how long an expert generates for n calls, measured on calibration calls.
+
+This is what a scheduler knows of the future. In simulation the sweep runs on the simulated engine with the
+calibration set's lengths; it never sees the calls that are evaluated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mosaicsim.executors.engine import Engine
+from mosaicsim.executors.simulated import EngineSpec
+from mosaicsim.schedulers.base import SessionCost
+from mosaicsim.workload.calls import Ints
+
+SMALLEST_SAMPLE = 64
+"""Counts below this are averaged over several draws until so many calls were run: small sessions vary."""
+
+
+LARGEST_SESSION = 4096
+"""Beyond it a session is in steady state: schedulers extend the sweep by its last slope."""
+
+
+def profile_sessions(
+    spec: EngineSpec,
+    output_tokens: Ints,
+    prompt_tokens: Ints,
+    most_calls: int,
+    reasoning: bool,
+    rng: np.random.Generator,
+) -> SessionCost:
+    """Sweep the session size over powers of two up to ``most_calls`` (at most LARGEST_SESSION).
+
+    Calibration calls are drawn with replacement; ``output_tokens`` and ``prompt_tokens``, shape
+    (calibration calls,), are aligned.
+    """
+    counts = _sizes(min(most_calls, LARGEST_SESSION))
+    seconds = [_mean_seconds(spec, output_tokens, prompt_tokens, n, rng) for n in counts]
+    return SessionCost(
+        load_s=spec.load_s,
+        counts=np.array(counts, np.float64),
+        # a larger session is never shorter; what says otherwise is the luck of the draw
+        generate_s=np.maximum.accumulate(seconds),
+        mean_output_tokens=float(output_tokens.mean()),
+        max_output_tokens=float(output_tokens.max()),
+        reasoning=reasoning,
+    )
+
+
+def _sizes(most_calls: int) -> list[int]:
+    sizes, n = [], 1
+    while n < most_calls:
+        sizes.append(n)
+        n *= 2
+    return [*sizes, max(1, most_calls)]
+
+
+def _mean_seconds(spec: EngineSpec, output: Ints, prompt: Ints, n: int, rng: np.random.Generator) -> float:
+    draws = max(1, SMALLEST_SAMPLE // n)
+    total = 0.0
+    for _ in range(draws):
+        rows = rng.integers(len(output), size=n)
+        engine = Engine(spec.config, spec.tables)
+        engine.add(prompt[rows].tolist(), output[rows].tolist())
+        engine.advance()
+        total += engine.clock
+    return total / draws

@@ -1,0 +1,392 @@
+"""The simulated world: workers, sessions, loads and failures as SimPy processes around the engine.
+
+One process a session, none per call. A session whose calls nobody will touch runs its engine to the end
+in one go and sleeps until then; a *reactive* executor steps it span by span, so that each finish can be
+answered with a cancel or more calls. Both give the same times (``tests/test_simulated.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+import numpy as np
+import simpy
+
+from mosaicsim.errors import InfeasibleError, MosaicsimError
+from mosaicsim.executors.base import Handler
+from mosaicsim.executors.disk import Disk
+from mosaicsim.executors.engine import Engine, EngineConfig
+from mosaicsim.hardware.latency import StepTables
+from mosaicsim.runtime.events import (
+    CallRecords,
+    CallsFinished,
+    Event,
+    SessionEnded,
+    SessionReady,
+    SessionSpec,
+    SessionUsage,
+    WorkerBack,
+    WorkerLost,
+)
+from mosaicsim.workload.calls import Floats, Ints
+
+_LOST = "worker lost"
+_POKE = "something changed"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How one model runs on one kind of worker: the engine's settings and costs, and seconds to start it."""
+
+    config: EngineConfig
+    tables: StepTables
+    load_s: float
+    disk_s: float
+    wake_s: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A worker fails at ``at_s`` and is back ``down_s`` later, or never (None)."""
+
+    at_s: float
+    down_s: float | None
+
+
+@dataclass(frozen=True)
+class SimulatedCluster:
+    """What the executor runs on.
+
+    ``engine_of(expert, workers)`` gives the engine of a model on a worker or a group, always the same object.
+    ``hosts[w]`` is worker w's host, and ``disk_streams[h]`` how many loads host h's disk feeds at full speed.
+    ``slots`` experts share a worker at a time, each with its part of the memory and an equal part of the
+    time. ``keep_asleep`` engines are woken when their expert returns to a worker, not loaded again.
+    ``failures`` maps a worker to its failures in ascending order.
+    """
+
+    engine_of: Callable[[str, tuple[int, ...]], EngineSpec]
+    hosts: tuple[int, ...]
+    disk_streams: tuple[float, ...] = (inf,)
+    slots: int = 1
+    keep_asleep: bool = False
+    failures: Mapping[int, Iterable[Failure]] = field(default_factory=dict)
+
+
+SessionCache = dict[tuple[int, bytes], Engine]
+"""Engines that ran a session undisturbed to its end, by (engine spec, call ids): a pure function of both,
+given the call lengths, so schedulers and gates that share a session share the work."""
+
+
+class _Session:
+    """A session in progress: its engine, and the map between engine seconds and the run's seconds."""
+
+    def __init__(self, spec: SessionSpec, costs: EngineSpec, engine: Engine, now: float) -> None:
+        self.spec = spec
+        self.costs = costs
+        self.engine = engine
+        self.ids: list[int] = []
+        self.row_of: dict[int, int] = {}
+        self.stopping = not spec.open
+        self.started = False
+        self.generating = False
+        self.load_start_s = now
+        self.process: simpy.Process | None = None
+        self._pieces: list[tuple[float, float, float]] = []
+
+    def set_rate(self, now: float, rate: float) -> None:
+        """From ``now`` on an engine second takes ``1 / rate`` seconds."""
+        self._pieces.append((self.tau(now) if self._pieces else 0.0, now, rate))
+
+    @property
+    def ready_s(self) -> float:
+        """When the model was loaded."""
+        return self._pieces[0][1]
+
+    def tau(self, now: float) -> float:
+        """Engine seconds at ``now``."""
+        tau, wall, rate = self._pieces[-1]
+        return tau + (now - wall) * rate
+
+    def wall(self, tau: float) -> float:
+        """The run's second at which the engine will have reached ``tau``."""
+        at, wall, rate = self._pieces[-1]
+        return wall + (tau - at) / rate
+
+    def walls(self, taus: Floats) -> Floats:
+        """Seconds of the run for past engine seconds, shape kept; -1 (never happened) stays -1."""
+        tau, wall, rate = np.array(self._pieces).T
+        piece = np.maximum(np.searchsorted(tau, taus, side="right") - 1, 0)
+        return np.where(taus < 0, -1.0, wall[piece] + (taus - tau[piece]) / rate[piece])
+
+
+class SimulatedExecutor:
+    """Carries out sessions in virtual time; see :class:`mosaicsim.executors.base.Executor`."""
+
+    def __init__(
+        self,
+        cluster: SimulatedCluster,
+        output_tokens: Ints,
+        *,
+        reactive: bool = False,
+        cache: SessionCache | None = None,
+    ) -> None:
+        """``output_tokens[call_id]`` is the length each call turns out to have.
+
+        ``reactive`` is needed to cancel or add calls while a session runs. ``cache`` remembers undisturbed
+        sessions from one run to the next; it must only ever see the same ``output_tokens``.
+        """
+        self.env = simpy.Environment()
+        self._cluster = cluster
+        self._lengths = output_tokens
+        self._reactive = reactive
+        self._stepping = reactive or cluster.slots > 1
+        self._cache = None if self._stepping or cluster.failures else cache
+        self._disks = [Disk(self.env, streams) for streams in cluster.disk_streams]
+        self._sessions: dict[int, _Session] = {}
+        self._resident: dict[tuple[int, ...], list[str]] = {}
+        self._asleep: set[tuple[tuple[int, ...], str]] = set()
+        self._down: set[int] = set()
+        self._next_failure = dict.fromkeys(range(len(cluster.hosts)), inf)
+        self._finished = self.env.event()
+
+    def run(self, handler: Handler) -> float:
+        """See Executor. Raises MosaicsimError when work is left but no worker will ever come back."""
+        self._handler = handler
+        for worker, failures in self._cluster.failures.items():
+            self.env.process(self._fail(worker, iter(failures)))
+        self.env.process(self._begin())
+        try:
+            self.env.run(until=self._finished)
+        except RuntimeError as error:
+            if self._finished.triggered:
+                raise
+            raise MosaicsimError(
+                f"every worker that could go on is lost at {self.env.now:.1f} s and calls are left; "
+                "give failures a down_s"
+            ) from error
+        return float(self.env.now)
+
+    def start_session(self, spec: SessionSpec) -> None:
+        """See Executor. Raises InfeasibleError for a call that does not fit into the worker's KV cache."""
+        costs = self._cluster.engine_of(spec.expert, spec.workers)
+        known = self._cache.get((id(costs), spec.call_ids.tobytes())) if self._cache is not None else None
+        engine = known or Engine(costs.config, costs.tables, reactive=self._reactive)
+        session = _Session(spec, costs, engine, float(self.env.now))
+        if known:
+            session.ids = spec.call_ids.tolist()
+        else:
+            self._enqueue(session, spec, 0.0)
+        self._sessions[spec.session] = session
+        session.process = self.env.process(self._live(session))
+
+    def add_calls(self, spec: SessionSpec) -> None:
+        """See Executor."""
+        session = self._sessions[spec.session]
+        if not session.generating:
+            self._enqueue(session, spec, 0.0)
+            return
+        now = session.tau(float(self.env.now))
+        session.engine.advance(now)
+        self._enqueue(session, spec, now)
+        self._poke(session)
+
+    def cancel_call(self, session: int, call_id: int) -> None:
+        """See Executor."""
+        target = self._sessions.get(session)
+        if target is None or call_id not in target.row_of:
+            return
+        if target.generating:
+            target.engine.advance(target.tau(float(self.env.now)))
+        target.engine.cancel(target.row_of[call_id])
+        self._poke(target)
+
+    def stop_session(self, session: int) -> None:
+        """See Executor."""
+        if session in self._sessions:
+            self._sessions[session].stopping = True
+            self._poke(self._sessions[session])
+
+    def _begin(self) -> Generator[simpy.Event, Any, None]:
+        yield self.env.timeout(0)
+        self._handler.begin(self)
+        self._check_finished()
+
+    def _emit(self, event: Event) -> None:
+        self._handler.handle(event)
+        self._check_finished()
+
+    def _check_finished(self) -> None:
+        if self._handler.finished and not self._finished.triggered:
+            self._finished.succeed()
+
+    def _live(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+        """A session from load to end; a lost worker ends it early."""
+        spec = session.spec
+        if spec.session not in self._sessions:
+            return
+        session.started = True
+        try:
+            yield from self._load(session)
+            session.generating = True
+            session.set_rate(float(self.env.now), 1.0)
+            self._share(spec.workers)
+            self._emit(SessionReady(float(self.env.now), spec.session))
+            yield from self._step(session) if self._stepping else self._run_through(session)
+        except simpy.Interrupt as interrupt:
+            if interrupt.cause != _LOST:
+                raise
+            return
+        del self._sessions[spec.session]
+        self._resident.setdefault(spec.workers, []).append(spec.expert)
+        self._share(spec.workers)
+        self._report(session)
+        self._emit(SessionEnded(float(self.env.now), spec.session, self._usage(session)))
+
+    def _load(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+        """Take the workers' memory and bring the model there: resident, woken or from disk."""
+        spec, costs = session.spec, session.costs
+        resident = self._resident.get(spec.workers, [])
+        if spec.expert in resident:
+            resident.remove(spec.expert)
+            return
+        self._evict(spec.workers)
+        if (spec.workers, spec.expert) in self._asleep:
+            yield self.env.timeout(costs.wake_s)
+            return
+        yield self.env.timeout(costs.load_s - costs.disk_s)
+        yield from self._disks[self._cluster.hosts[spec.workers[0]]].read(costs.disk_s)
+        if self._cluster.keep_asleep:
+            self._asleep.add((spec.workers, spec.expert))
+
+    def _evict(self, workers: tuple[int, ...]) -> None:
+        """Unload idle models so that a new one fits: the oldest on a shared worker, else all that overlap."""
+        for holders in list(self._resident):
+            if holders == workers and self._cluster.slots > 1:
+                running = sum(s.spec.workers == workers for s in self._sessions.values())
+                keep = max(0, self._cluster.slots - running)
+                self._resident[holders] = self._resident[holders][len(self._resident[holders]) - keep :]
+            elif set(holders) & set(workers):
+                del self._resident[holders]
+
+    def _enqueue(self, session: _Session, spec: SessionSpec, tau: float) -> None:
+        ids = spec.call_ids.tolist()
+        try:
+            rows = session.engine.add(
+                spec.prompt_tokens.tolist(),
+                self._lengths[spec.call_ids].tolist(),
+                spec.groups.tolist(),
+                [tau] * len(ids),
+            )
+        except InfeasibleError as error:
+            raise InfeasibleError(f"{spec.expert} on worker {spec.workers}: {error}") from error
+        session.ids.extend(ids)
+        session.row_of.update(zip(ids, rows, strict=True))
+
+    def _run_through(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+        """Run the engine to its end, or to the failure of a worker, and sleep until then."""
+        fails_at = min(self._next_failure[w] for w in session.spec.workers)
+        if session.engine.advance(session.tau(fails_at)) < inf:
+            yield self.env.event()  # the failure interrupts
+        if self._cache is not None:
+            self._cache[id(session.costs), session.spec.call_ids.tobytes()] = session.engine
+        yield self.env.timeout(max(0.0, session.wall(session.engine.clock) - self.env.now))
+
+    def _step(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+        """Advance the engine span by span, so that commands meet it where it is."""
+        engine, leave = session.engine, 0.0
+        while True:
+            moment = engine.advance(leave)
+            if engine.finished:
+                self._report(session)
+                continue
+            if moment == inf and session.stopping:
+                return
+            wait = self.env.event()  # a command pokes the process
+            if moment < inf:
+                wait = self.env.timeout(max(0.0, session.wall(moment) - self.env.now))
+            try:
+                yield wait
+                leave = moment
+            except simpy.Interrupt as interrupt:
+                if interrupt.cause != _POKE:
+                    raise
+                leave = session.tau(float(self.env.now))
+
+    def _poke(self, session: _Session) -> None:
+        if session.generating and session.process is not self.env.active_process and session.process:
+            session.process.interrupt(_POKE)
+
+    def _share(self, workers: tuple[int, ...]) -> None:
+        """Divide a worker's time equally among the sessions that generate on it."""
+        if self._cluster.slots == 1:
+            return
+        sharing = [s for s in self._sessions.values() if s.generating and s.spec.workers == workers]
+        for session in sharing:
+            session.set_rate(float(self.env.now), 1 / len(sharing))
+            self._poke(session)
+
+    def _report(self, session: _Session) -> None:
+        """Tell the orchestrator which calls ended and were not told of yet."""
+        engine = session.engine
+        if self._reactive:
+            rows = list(engine.finished)
+            engine.finished.clear()
+        else:
+            rows = [row for row, finish in enumerate(engine.finish) if finish >= 0]
+        if rows:
+            self._emit(CallsFinished(float(self.env.now), session.spec.session, self._records(session, rows)))
+
+    def _records(self, session: _Session, rows: list[int]) -> CallRecords:
+        engine = session.engine
+
+        def seconds(column: list[float]) -> Floats:
+            return session.walls(np.array([column[row] for row in rows], np.float64))
+
+        return CallRecords(
+            call_ids=np.array([session.ids[row] for row in rows], np.int64),
+            start_s=seconds(engine.start),
+            first_token_s=seconds(engine.first_token),
+            finish_s=seconds(engine.finish),
+            output_tokens=np.array([engine.tokens_generated(row) for row in rows], np.int64),
+            preemptions=np.array([engine.preempted[row] for row in rows], np.int64),
+            cancelled=np.array([row in engine.cancelled for row in rows], np.bool_),
+        )
+
+    def _usage(self, session: _Session) -> SessionUsage:
+        now, stats = float(self.env.now), session.engine.stats
+        ready = session.ready_s if session.generating else now
+        tail = float(session.walls(np.array([stats.tail_since]))[0]) if stats.tail_since < inf else now
+        return SessionUsage(
+            session.load_start_s, ready, min(tail, now), now, stats.prefill_s, stats.decode_s, stats.tail_s
+        )
+
+    def _fail(self, worker: int, failures: Iterator[Failure]) -> Generator[simpy.Event, Any, None]:
+        """A worker's failures, one after another."""
+        for failure in failures:
+            self._next_failure[worker] = failure.at_s
+            yield self.env.timeout(max(0.0, failure.at_s - self.env.now))
+            self._lose(worker)
+            if failure.down_s is None:
+                return
+            yield self.env.timeout(failure.down_s)
+            self._next_failure[worker] = inf
+            self._emit(WorkerBack(float(self.env.now), worker))
+
+    def _lose(self, worker: int) -> None:
+        """End the worker's sessions where they are; what they finished is kept."""
+        lost = [s for s in self._sessions.values() if worker in s.spec.workers]
+        for session in lost:
+            del self._sessions[session.spec.session]
+            if session.process is not None and session.started:
+                session.process.interrupt(_LOST)
+            if session.generating:
+                self._share(session.spec.workers)
+                self._report(session)
+        for holders in [h for h in self._resident if worker in h]:
+            del self._resident[holders]
+        self._asleep = {(workers, expert) for workers, expert in self._asleep if worker not in workers}
+        now = float(self.env.now)
+        self._emit(WorkerLost(now, worker, {s.spec.session: self._usage(s) for s in lost}))

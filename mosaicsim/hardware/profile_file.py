@@ -1,0 +1,305 @@
+"""Profile files: the YAML in which devices, models, timings and engines are written, each with its source.
+
+The package's own data and a user's additions have the same schema; a file holds whichever sections it needs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
+
+from mosaicsim.errors import ProfileError, nearest
+from mosaicsim.hardware.architecture import Architecture
+from mosaicsim.hardware.latency import (
+    HingeLatency,
+    HostOverhead,
+    ScalableLatency,
+    TabulatedLatency,
+    TwoRegimeLatency,
+)
+
+SOURCE_KINDS = ("measured", "published", "composed", "derived", "estimated")
+"""What the first word of a source says: how the number came to be."""
+
+MS = 1e-3
+LARGEST_FILE_BYTES = 4_000_000
+
+
+def _checked_source(source: str) -> str:
+    if source.partition(":")[0] not in SOURCE_KINDS:
+        raise ValueError(f"must start with one of {', '.join(kind + ':' for kind in SOURCE_KINDS)}")
+    return source
+
+
+Source = Annotated[str, AfterValidator(_checked_source)]
+
+
+def _checked_ascending(points: tuple[float, ...]) -> tuple[float, ...]:
+    if any(a >= b for a, b in itertools.pairwise(points)):
+        raise ValueError("must ascend")
+    return points
+
+
+Points = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=2), AfterValidator(_checked_ascending)]
+Values = Annotated[tuple[NonNegativeFloat, ...], Field(min_length=2)]
+
+
+class Entry(BaseModel):
+    """Base of everything in a profile file: unknown keys, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Quantity(Entry):
+    """A number and where it comes from; its unit is in the key."""
+
+    value: PositiveFloat
+    source: Source
+
+
+class Device(Entry):
+    """A GPU and what loading weights onto it takes; GB is 1e9 bytes."""
+
+    aliases: tuple[str, ...] = ()
+    memory_gb: Quantity
+    activation_reserve_gb: Quantity
+    disk_gb_per_s: Quantity
+    engine_start_s: Quantity
+    pcie_gb_per_s: Quantity
+    wake_constant_s: Quantity
+
+
+class Model(Entry):
+    """A model: its architecture, or ``same_as`` another's, which then also lends its timings.
+
+    ``timing_reference`` names the model whose timings are scaled where a device has none for this one.
+    """
+
+    aliases: tuple[str, ...] = ()
+    source: Source
+    architecture: Architecture | None = None
+    same_as: str | None = None
+    timing_reference: str | None = None
+    reasoning: bool = False
+
+    @model_validator(mode="after")
+    def _one_architecture(self) -> Model:
+        if (self.architecture is None) == (self.same_as is None):
+            raise ValueError("needs either 'architecture' or 'same_as'")
+        return self
+
+
+class _Timing(Entry):
+    device: str
+    model: str
+    name: str | None = None
+    source: Source
+    mape_pct: dict[str, NonNegativeFloat] = {}
+    """Mean absolute percentage error of the fit, by part; for information."""
+
+
+class DecodeLine(Entry):
+    """Milliseconds of a decode-only step."""
+
+    base: NonNegativeFloat
+    per_sequence: NonNegativeFloat
+    per_context_token: NonNegativeFloat
+
+
+class MixedLine(DecodeLine):
+    """Milliseconds of a step with prefill."""
+
+    per_prefill_token: NonNegativeFloat
+
+
+class TwoRegimeTiming(_Timing):
+    """See :class:`~mosaicsim.hardware.latency.TwoRegimeLatency`."""
+
+    form: Literal["two_regime"]
+    decode_ms: DecodeLine
+    mixed_ms: MixedLine
+
+    def latency(self) -> ScalableLatency:
+        """The latency model, in seconds."""
+        return TwoRegimeLatency(
+            decode_base_s=self.decode_ms.base * MS,
+            decode_per_sequence_s=self.decode_ms.per_sequence * MS,
+            decode_per_context_token_s=self.decode_ms.per_context_token * MS,
+            mixed_base_s=self.mixed_ms.base * MS,
+            mixed_per_sequence_s=self.mixed_ms.per_sequence * MS,
+            mixed_per_prefill_token_s=self.mixed_ms.per_prefill_token * MS,
+            mixed_per_context_token_s=self.mixed_ms.per_context_token * MS,
+        )
+
+
+class HingeTiming(_Timing):
+    """See :class:`~mosaicsim.hardware.latency.HingeLatency`."""
+
+    form: Literal["hinge"]
+    floor_ms: NonNegativeFloat
+    base_ms: NonNegativeFloat
+    per_token_ms: NonNegativeFloat
+    per_sequence_ms: NonNegativeFloat
+    per_context_token_ms: NonNegativeFloat
+    per_prefill_token_squared_ms: NonNegativeFloat
+
+    def latency(self) -> ScalableLatency:
+        """The latency model, in seconds."""
+        return HingeLatency(
+            floor_s=self.floor_ms * MS,
+            base_s=self.base_ms * MS,
+            per_token_s=self.per_token_ms * MS,
+            per_sequence_s=self.per_sequence_ms * MS,
+            per_context_token_s=self.per_context_token_ms * MS,
+            per_prefill_token_squared_s=self.per_prefill_token_squared_ms * MS,
+        )
+
+
+class TabulatedTiming(_Timing):
+    """See :class:`~mosaicsim.hardware.latency.TabulatedLatency`."""
+
+    form: Literal["tabulated"]
+    batch: Points
+    decode_ms: Values
+    mixed_ms: Values
+    prefill_tokens: Points
+    prefill_ms: Values
+    decode_per_context_token_ms: NonNegativeFloat
+    mixed_per_context_token_ms: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _aligned(self) -> TabulatedTiming:
+        if not len(self.batch) == len(self.decode_ms) == len(self.mixed_ms):
+            raise ValueError("'batch', 'decode_ms' and 'mixed_ms' must have the same length")
+        if len(self.prefill_tokens) != len(self.prefill_ms):
+            raise ValueError("'prefill_tokens' and 'prefill_ms' must have the same length")
+        return self
+
+    def latency(self) -> ScalableLatency:
+        """The latency model, in seconds."""
+        return TabulatedLatency(
+            batch=self.batch,
+            decode_s=tuple(ms * MS for ms in self.decode_ms),
+            mixed_s=tuple(ms * MS for ms in self.mixed_ms),
+            prefill_tokens=self.prefill_tokens,
+            prefill_s=tuple(ms * MS for ms in self.prefill_ms),
+            decode_per_context_token_s=self.decode_per_context_token_ms * MS,
+            mixed_per_context_token_s=self.mixed_per_context_token_ms * MS,
+        )
+
+
+Timing = Annotated[TwoRegimeTiming | HingeTiming | TabulatedTiming, Field(discriminator="form")]
+
+
+class TensorParallel(Entry):
+    """The measured point that tensor-parallel scaling is anchored at; see :mod:`.tensor_parallel`."""
+
+    reference_model: str
+    reference_tp: Annotated[int, Field(ge=2)]
+    prefill_speedup: Quantity
+    decode_speedup: Quantity
+    start_factor: Quantity
+
+
+class Engine(Entry):
+    """Host time per iteration of an engine version."""
+
+    aliases: tuple[str, ...] = ()
+    base_ms: NonNegativeFloat
+    per_sequence_ms: NonNegativeFloat
+    source: Source
+
+    def overhead(self) -> HostOverhead:
+        """The overhead, in seconds."""
+        return HostOverhead(self.base_ms * MS, self.per_sequence_ms * MS)
+
+
+class ProfileFile(Entry):
+    """What one YAML file holds."""
+
+    devices: dict[str, Device] = {}
+    models: dict[str, Model] = {}
+    timings: tuple[Timing, ...] = ()
+    tensor_parallel: TensorParallel | None = None
+    engines: dict[str, Engine] = {}
+
+
+ENTRIES_OF_SECTION: Mapping[str, tuple[type[BaseModel], ...]] = {
+    "devices": (Device, Quantity),
+    "models": (Model, Architecture),
+    "timings": (TwoRegimeTiming, HingeTiming, TabulatedTiming, MixedLine),
+    "tensor_parallel": (TensorParallel, Quantity),
+    "engines": (Engine,),
+}
+
+
+def load_profile_file(path: Path | str) -> ProfileFile:
+    """Read and validate one profile file.
+
+    Raises
+    ------
+    ProfileError
+        The file cannot be read, is not YAML, or does not follow the schema; the message names the key.
+    """
+    path = Path(path)
+    try:
+        return ProfileFile.model_validate(_read_yaml(path))
+    except ValidationError as error:
+        raise ProfileError(f"{path}: {_first_complaint(error)}") from None
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise ProfileError(f"{path}: larger than {LARGEST_FILE_BYTES} bytes, not a profile file")
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        raise ProfileError(f"{path}: no such profile file") from None
+    except OSError as error:
+        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ProfileError(f"{path}: not a text file in UTF-8; a profile file is YAML") from None
+    except yaml.YAMLError as error:
+        raise ProfileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not content:
+        accepted = ", ".join(ProfileFile.model_fields)
+        raise ProfileError(f"{path}: must be a mapping with at least one of {accepted}")
+    return content
+
+
+def _first_complaint(error: ValidationError) -> str:
+    """One line from pydantic's errors: key, what is wrong, the value, and what would be accepted.
+
+    An unknown key is told first: the one it stands for is then reported missing as well.
+    """
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    where = ".".join(str(part) for part in first["loc"]) or "file"
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key{_nearest_key(first['loc'])}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing" or isinstance(first["input"], dict):
+        return f"{where}: {message}"
+    return f"{where}: {message}, got {str(first['input'])[:60]!r}"
+
+
+def _nearest_key(loc: tuple[int | str, ...]) -> str:
+    """Suggest a key of the section that the unknown key is in."""
+    section = ENTRIES_OF_SECTION[str(loc[0])] if len(loc) > 1 else (ProfileFile,)
+    accepted = {name for entry in section for name in entry.model_fields}
+    return nearest(str(loc[-1]), accepted - {str(loc[-1])})

@@ -1,0 +1,114 @@
+"""What an executor tells the orchestrator, and what a session is asked to do.
+
+Every event carries ``at_s``, seconds since the run began, on the executor's own clock: virtual or real.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mosaicsim.workload.calls import Bools, Floats, Ints
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """A session to carry out: one model on one worker, or on several as a tensor-parallel group.
+
+    ``expert`` is the pool's name for the model, or the aggregator's. ``call_ids``, ``prompt_tokens`` and
+    ``groups`` have shape (n,); calls with an equal non-negative group have the identical prompt. Only an
+    ``open`` session takes further calls; it lasts until it is stopped.
+    """
+
+    session: int
+    workers: tuple[int, ...]
+    expert: str
+    call_ids: Ints
+    prompt_tokens: Ints
+    groups: Ints
+    open: bool = False
+
+
+@dataclass(frozen=True)
+class CallRecords:
+    """Facts about calls that ended, one row a call; times in seconds since the run began.
+
+    ``output_tokens`` is what was generated, less than the full answer when ``cancelled``; a call cancelled
+    before it was admitted has ``start_s`` and ``first_token_s`` of -1.
+    """
+
+    call_ids: Ints
+    start_s: Floats
+    first_token_s: Floats
+    finish_s: Floats
+    output_tokens: Ints
+    preemptions: Ints
+    cancelled: Bools
+
+    def __len__(self) -> int:
+        return len(self.call_ids)
+
+
+@dataclass(frozen=True)
+class SessionUsage:
+    """What a session did with its workers: seconds by state, and when it changed state."""
+
+    load_start_s: float
+    ready_s: float
+    tail_start_s: float
+    end_s: float
+    prefill_s: float
+    decode_s: float
+    tail_s: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened at ``at_s``."""
+
+    at_s: float
+
+
+@dataclass(frozen=True)
+class SessionReady(Event):
+    """The model is loaded and starts to generate."""
+
+    session: int
+
+
+@dataclass(frozen=True)
+class CallsFinished(Event):
+    """Calls ended (finished or cancelled); each call is reported once."""
+
+    session: int
+    records: CallRecords
+
+
+@dataclass(frozen=True)
+class SessionEnded(Event):
+    """A session has nothing left to do; its workers are free."""
+
+    session: int
+    usage: SessionUsage
+
+
+@dataclass(frozen=True)
+class WorkerLost(Event):
+    """A worker failed. The sessions it ran are over; calls of theirs that were not reported are lost."""
+
+    worker: int
+    ended: dict[int, SessionUsage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerBack(Event):
+    """A lost worker can be used again; it holds no model."""
+
+    worker: int
+
+
+def no_records() -> CallRecords:
+    """An empty set of records."""
+    ints, floats = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    return CallRecords(ints, floats, floats, floats, ints, ints, np.zeros(0, np.bool_))

@@ -1,0 +1,259 @@
+"""Runs a workload: asks the scheduler, hands sessions to an executor, lets the gate decide, logs every fact.
+
+It owns no clock and does no I/O. What it knows of time is the ``at_s`` of the event at hand, so the same
+object runs in virtual and in real time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mosaicsim.aggregation.base import ASK, Gate, Verdict
+from mosaicsim.errors import InfeasibleError
+from mosaicsim.executors.base import Executor
+from mosaicsim.runtime.events import (
+    CallsFinished,
+    Event,
+    SessionEnded,
+    SessionSpec,
+    WorkerBack,
+    WorkerLost,
+)
+from mosaicsim.runtime.runlog import FINISHED, PENDING, RunLog, SessionRow
+from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, Scheduler, WorkerView
+from mosaicsim.workload.calls import NO_ANSWER, Ints, Workload
+
+AGGREGATOR = "aggregator"
+"""The aggregator's name where an expert's name stands."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The workers and how they are used.
+
+    ``workers`` are as schedulers see them; each runs ``slots`` sessions at a time; an aggregator instance takes
+    ``aggregator_tp`` of them.
+    """
+
+    workers: tuple[WorkerView, ...]
+    slots: int
+    aggregator_tp: int
+
+
+class Orchestrator:
+    """One run. ``problem_of(call_ids, workers)`` states what is to be placed, in the scheduler's terms."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        pool: Pool,
+        scheduler: Scheduler,
+        gate: Gate,
+        problem_of: Callable[[Ints, tuple[WorkerView, ...]], Problem],
+        fallback: Scheduler,
+    ) -> None:
+        """``fallback`` plans what a lost worker leaves when the scheduler's own constraints forbid it."""
+        self.log = RunLog(len(workload.calls) + workload.n_questions)
+        self.plan: Plan | None = None
+        self.expert_stage_s = 0.0
+        self.accepted: Ints = np.full(workload.n_questions, ASK, np.int64)
+        self.finished = False
+        self._workload, self._pool = workload, pool
+        self._scheduler, self._gate, self._fallback = scheduler, gate, fallback
+        self._problem_of = problem_of
+        self._queues: dict[int, deque[PlannedSession]] = {w.index: deque() for w in pool.workers}
+        self._alive = {w.index for w in pool.workers}
+        self._running: dict[int, PlannedSession] = {}
+        self._stranded: Ints = np.zeros(0, np.int64)
+        self._aggregating: Ints | None = None
+        self._serial = 0
+        self._session_of = np.full(len(workload.calls), -1, np.int64)
+        self._calls_of = np.arange(len(workload.calls)).reshape(workload.n_questions, -1)
+
+    def begin(self, executor: Executor) -> None:
+        """Plan the expert stage and start the first sessions."""
+        self._executor = executor
+        calls = np.arange(len(self._workload.calls))
+        self.plan = self._scheduler.plan(self._problem_of(calls, self._pool.workers))
+        self._enqueue(self.plan.sessions)
+        self._dispatch(0.0)
+
+    def handle(self, event: Event) -> None:
+        """React to what the executor reports."""
+        if isinstance(event, CallsFinished):
+            self.log.record(event.session, event.records)
+            if self._gate.cancels and self._aggregating is None:
+                self._cancel_decided(event)
+        elif isinstance(event, SessionEnded):
+            self.log.sessions[event.session].usage = event.usage
+            self._running.pop(event.session, None)
+            self._dispatch(event.at_s)
+        elif isinstance(event, WorkerLost):
+            self._lose(event)
+        elif isinstance(event, WorkerBack):
+            self._alive.add(event.worker)
+            self._place_stranded(event.at_s)
+
+    # expert stage
+
+    def _enqueue(self, sessions: Iterable[PlannedSession]) -> None:
+        for session in sessions:
+            self._queues[session.worker].append(session)
+
+    def _phase(self) -> int:
+        """The lowest phase with a session left: later phases wait for it."""
+        queued = (queue[0].phase for queue in self._queues.values() if queue)
+        return min([*queued, *(s.phase for s in self._running.values())], default=0)
+
+    def _dispatch(self, now: float) -> None:
+        """Start every session that may start; go on to the aggregator when none is left."""
+        if self._aggregating is not None:
+            self._dispatch_aggregator(now)
+            return
+        self._skip_cancelled()
+        phase = self._phase()
+        for worker in sorted(self._alive):
+            queue = self._queues[worker]
+            while queue and queue[0].phase == phase and self._busy(worker) < self._pool.slots:
+                session = queue.popleft()
+                self._running[self._serial] = session
+                name = self._workload.experts[session.expert]
+                self._start((worker,), name, session.call_ids, "expert", now)
+        if not self._running and not any(self._queues.values()) and not len(self._stranded):
+            self.expert_stage_s = now
+            self._aggregate(now)
+
+    def _skip_cancelled(self) -> None:
+        """Drop cancelled calls from sessions not yet started, and sessions that are left with none."""
+        if not self._gate.cancels:
+            return
+        for queue in self._queues.values():
+            kept = [replace(s, call_ids=s.call_ids[self.log.status[s.call_ids] == PENDING]) for s in queue]
+            queue.clear()
+            queue.extend(s for s in kept if len(s.call_ids))
+
+    def _busy(self, worker: int) -> int:
+        return sum(s.worker == worker for s in self._running.values())
+
+    def _start(self, workers: tuple[int, ...], name: str, call_ids: Ints, stage: str, now: float) -> None:
+        calls, n = self._workload.calls, len(self._workload.calls)
+        if stage == AGGREGATOR:
+            prompts = self._workload.aggregator.prompt_tokens[call_ids - n]
+            groups = np.full(len(call_ids), -1, np.int64)
+        else:
+            prompts, groups = calls.prompt_tokens[call_ids], calls.question[call_ids]
+            self._session_of[call_ids] = self._serial
+        spec = SessionSpec(self._serial, workers, name, call_ids, prompts, groups)
+        self._serial += 1
+        self.log.sessions[spec.session] = SessionRow(spec, stage, now)
+        self._executor.start_session(spec)
+
+    def _cancel_decided(self, event: CallsFinished) -> None:
+        """Cancel the calls that can no longer change the answer of a question just voted on."""
+        status, answers = self.log.status, self._workload.outcomes.answer
+        for question in set(self._workload.calls.question[event.records.call_ids].tolist()):
+            calls = self._calls_of[question]
+            pending = calls[status[calls] == PENDING]
+            if not len(pending):
+                continue
+            votes = answers[calls[status[calls] == FINISHED]].tolist()
+            if self._gate.decide(votes, len(pending)).verdict is not Verdict.ACCEPT:
+                continue
+            for call in pending.tolist():
+                if self._session_of[call] >= 0:
+                    self._executor.cancel_call(int(self._session_of[call]), call)
+                else:
+                    self.log.cancel_unstarted(call, event.at_s)
+
+    # aggregator stage
+
+    def _aggregate(self, now: float) -> None:
+        """The barrier: let the gate judge every question and queue the rest for the aggregator."""
+        n = len(self._workload.calls)
+        self.accepted = self._gate.decide_all(self._votes())
+        self._aggregating = n + np.flatnonzero(self.accepted == ASK)
+        self._dispatch_aggregator(now)
+
+    def _votes(self) -> Ints:
+        """Answers of finished calls, shape (questions, k), NO_ANSWER where a call was cancelled."""
+        answers = np.where(
+            self.log.status[: len(self._workload.calls)] == FINISHED,
+            self._workload.outcomes.answer,
+            NO_ANSWER,
+        )
+        return answers.reshape(self._workload.n_questions, -1)
+
+    def _dispatch_aggregator(self, now: float) -> None:
+        """Deal the questions left to aggregator instances; finish when none is left."""
+        assert self._aggregating is not None
+        if self._running:
+            return
+        left = self._aggregating[self.log.status[self._aggregating] == PENDING]
+        if not len(left):
+            self.finished = True
+            return
+        alive, tp = sorted(self._alive), self._pool.aggregator_tp
+        groups = [tuple(alive[i : i + tp]) for i in range(0, len(alive) - tp + 1, tp)]
+        for i, group in enumerate(groups[: len(left)]):
+            share = left[i :: len(groups)]
+            self._running[self._serial] = PlannedSession(group[0], -1, share)
+            self._start(group, AGGREGATOR, share, AGGREGATOR, now)
+
+    # lost workers
+
+    def _lose(self, event: WorkerLost) -> None:
+        """Keep what finished; give the rest of the worker's calls back to the scheduler."""
+        self._alive.discard(event.worker)
+        for number, usage in event.ended.items():
+            row = self.log.sessions[number]
+            row.usage, row.lost = usage, True
+            session = self._running.pop(number)
+            left = session.call_ids[self.log.status[session.call_ids] == PENDING]
+            if self._aggregating is None:
+                self._session_of[left] = -1
+                self._stranded = np.concatenate([self._stranded, left])
+        queue = self._queues[event.worker]
+        self._stranded = np.concatenate([self._stranded, *(s.call_ids for s in queue)])
+        queue.clear()
+        self._place_stranded(event.at_s)
+
+    def _place_stranded(self, now: float) -> None:
+        """Plan the calls no worker has, over the workers alive, behind what these already have to do."""
+        self._stranded = np.sort(self._stranded[self.log.status[self._stranded] == PENDING])
+        if len(self._stranded) and self._alive:
+            workers = tuple(
+                replace(w, backlog_s=self._backlog(w.index, now))
+                for w in self._pool.workers
+                if w.index in self._alive
+            )
+            problem = self._problem_of(self._stranded, workers)
+            try:
+                plan = self._scheduler.plan(problem)
+            except InfeasibleError as error:
+                plan = self._fallback.plan(problem)
+                self.log.notes.append(f"replanned by {self._fallback.name} at {now:.1f} s: {error}")
+            self._stranded = self._stranded[:0]
+            after = max((s.phase for q in self._queues.values() for s in q), default=self._phase())
+            self._enqueue(replace(s, phase=after + s.phase) for s in plan.sessions)
+        self._dispatch(now)
+
+    def _backlog(self, worker: int, now: float) -> float:
+        """Predicted seconds until a worker has done what it was given."""
+        position = next(i for i, w in enumerate(self._pool.workers) if w.index == worker)
+        problem = self._problem_of(np.zeros(0, np.int64), self._pool.workers)
+        backlog = 0.0
+        for number, session in self._running.items():
+            if session.worker == worker:
+                cost = problem.costs[session.expert][position]
+                due = (
+                    self.log.sessions[number].started_s + cost.load_s + cost.predict_s(len(session.call_ids))
+                )
+                backlog += max(0.0, due - now)
+        for session in self._queues[worker]:
+            cost = problem.costs[session.expert][position]
+            backlog += cost.load_s + cost.predict_s(len(session.call_ids))
+        return backlog

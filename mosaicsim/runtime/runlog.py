@@ -1,0 +1,62 @@
+"""The one log every fact of a run goes to, as columns; metrics, plots and files are computed from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mosaicsim.runtime.events import CallRecords, SessionSpec, SessionUsage
+
+PENDING, FINISHED, CANCELLED, FAILED = -1, 0, 1, 2
+"""Status codes of a call; the last three index ``analysis.result.CALL_STATUS``."""
+
+
+@dataclass
+class SessionRow:
+    """A session as it went; ``usage`` comes with its end, ``lost`` when a worker failed under it."""
+
+    spec: SessionSpec
+    stage: str
+    started_s: float
+    usage: SessionUsage | None = None
+    lost: bool = False
+
+
+@dataclass
+class RunLog:
+    """Facts about n calls (columns of shape (n,), seconds since the run began, -1 until known) and sessions.
+
+    Rows 0..n_expert_calls-1 are the workload's calls, the rest one aggregator call a question.
+    """
+
+    n_calls: int
+    sessions: dict[int, SessionRow] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.start_s = np.full(self.n_calls, -1.0)
+        self.first_token_s = np.full(self.n_calls, -1.0)
+        self.finish_s = np.full(self.n_calls, -1.0)
+        self.output_tokens = np.zeros(self.n_calls, np.int64)
+        self.preemptions = np.zeros(self.n_calls, np.int64)
+        self.session = np.full(self.n_calls, -1, np.int64)
+        self.status = np.full(self.n_calls, PENDING, np.int8)
+
+    def record(self, session: int, records: CallRecords) -> None:
+        """Enter calls that ended. Raises ValueError for a call that had already ended: each ends once."""
+        ids = records.call_ids
+        if (self.status[ids] != PENDING).any():
+            raise ValueError(f"calls reported twice: {ids[self.status[ids] != PENDING][:5].tolist()}")
+        self.start_s[ids] = records.start_s
+        self.first_token_s[ids] = records.first_token_s
+        self.finish_s[ids] = records.finish_s
+        self.output_tokens[ids] = records.output_tokens
+        self.preemptions[ids] = records.preemptions
+        self.session[ids] = session
+        self.status[ids] = np.where(records.cancelled, CANCELLED, FINISHED)
+
+    def cancel_unstarted(self, call_id: int, at_s: float) -> None:
+        """Enter a call that was dropped before any session took it."""
+        self.status[call_id] = CANCELLED
+        self.finish_s[call_id] = at_s

@@ -1,0 +1,317 @@
+"""What the user wrote: a YAML scenario, validated, with overrides applied, and written back resolved.
+
+Policies (schedulers, gates, the router) are written as a name or as one ``name: {options}`` pair; their
+options are validated by the policy's own model, so a third party's options are checked like ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from mosaicsim.errors import ScenarioError
+from mosaicsim.policies import Policy, PolicyKind, parse_policies
+from mosaicsim.validation import explain
+from mosaicsim.workload.build import CalibrationSpec
+from mosaicsim.workload.skew import LengthSkew
+
+PolicyText = str | dict[str, dict[str, Any] | None]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class WorkloadSection(_Section):
+    """What has to be computed."""
+
+    trace: str = Field(description="Parquet trace; relative to the scenario's folder")
+    calibration: CalibrationSpec = Field(
+        default_factory=lambda: CalibrationSpec(share=0.15),
+        description="questions the profiling run sees; never evaluated",
+    )
+    k: PositiveInt = Field(3, description="expert calls a question")
+    routing: PolicyText = Field("recorded", description="router: a name or one `name: {options}`")
+    length_skew: LengthSkew | None = Field(None, description="distort the recorded lengths")
+    questions: PositiveInt | None = Field(
+        None, description="evaluate only so many questions, drawn at random"
+    )
+
+
+class HostSection(_Section):
+    """One machine and its GPUs."""
+
+    name: str | None = Field(None, description="host0, host1, ... by default")
+    device: str = Field(description="GPU type, as in `mosaicsim profiles`")
+    gpus: PositiveInt = 1
+    disk_streams: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="loads the disk feeds at full speed at once; more share it; no limit by default"
+    )
+
+
+class ClusterSection(_Section):
+    """What it runs on."""
+
+    hosts: Annotated[tuple[HostSection, ...], Field(min_length=1)]
+    experts_per_worker: Annotated[int, Field(ge=1, le=4)] = Field(
+        1, description="experts that share a GPU at a time: memory split, time shared"
+    )
+    session_change: Literal["restart", "sleep"] = Field(
+        "restart", description="sleep: an engine that was loaded once on a worker is woken, not loaded again"
+    )
+
+
+class ModelSection(_Section):
+    """Which profiled model plays an expert or the aggregator."""
+
+    model: str = Field(description="model of the catalog, as in `mosaicsim profiles`")
+    load_s: Seconds | None = Field(None, description="cold session start; the profile's by default")
+    timing: str | None = Field(None, description="which timing of the profile to use")
+
+
+class AggregatorSection(ModelSection):
+    """The aggregator stage, after a barrier."""
+
+    tp: PositiveInt = Field(1, description="GPUs an instance spans; instances share the questions")
+
+
+class EngineSection(_Section):
+    """vLLM's settings; what is left out follows from ``version``."""
+
+    version: str = Field(
+        "vllm-v1", description="host overhead of an engine version, as `vllm-0.7-v0`, `vllm-v1`"
+    )
+    policy: Literal["v0", "v1"] = Field(
+        "v1", description="v0: prefills first, whole prompts; v1: chunked prefill mixed with decodes"
+    )
+    host_base_ms: Seconds | None = Field(None, description="host time an iteration; the version's by default")
+    host_per_sequence_ms: Seconds | None = Field(None, description="and for each sequence in it")
+    max_num_seqs: PositiveInt = 256
+    max_num_batched_tokens: PositiveInt | None = Field(None, description="v0: 32768, v1: 8192 by default")
+    block_size: PositiveInt = 16
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    num_gpu_blocks: PositiveInt | None = Field(None, description="KV blocks; from the memory by default")
+    watermark: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="share of the blocks kept free at admission; v0: 0.01, v1: 0 by default"
+    )
+    prefix_caching: bool | None = Field(
+        None, description="share equal prompts; v0: false, v1: true by default"
+    )
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> EngineSection:
+        if self.batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs})"
+            )
+        return self
+
+    @property
+    def batched_tokens(self) -> int:
+        """``max_num_batched_tokens`` with its default."""
+        return self.max_num_batched_tokens or (32768 if self.policy == "v0" else 8192)
+
+
+class ScriptedFailure(_Section):
+    """One worker fails once."""
+
+    worker: Annotated[int, Field(ge=0)]
+    at_s: Seconds
+    down_s: Seconds | None = Field(None, description="back after so long; never by default")
+
+
+class FailureSection(_Section):
+    """Workers that fail: at given times, or with exponential times between failures."""
+
+    scripted: tuple[ScriptedFailure, ...] = ()
+    mtbf_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="mean time between failures of a worker"
+    )
+    down_s: Seconds = Field(120.0, description="time a sampled failure takes a worker away")
+
+
+class Scenario(_Section):
+    """A whole study: one workload and cluster under several schedulers and gates."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    replicates: PositiveInt = Field(1, description="repetitions, each with random streams of its own")
+    workload: WorkloadSection
+    cluster: ClusterSection
+    experts: dict[str, ModelSection] = Field(description="the model that plays each expert of the trace")
+    aggregator: AggregatorSection
+    engine: EngineSection = Field(default_factory=lambda: EngineSection())
+    profiles: tuple[str, ...] = Field(
+        (), description="profile files of your own; relative to the scenario's folder"
+    )
+    schedulers: Annotated[tuple[PolicyText, ...], Field(min_length=1)]
+    gates: Annotated[tuple[PolicyText, ...], Field(min_length=1)] = ("always",)
+    failures: FailureSection = Field(default_factory=FailureSection)
+
+    def policies(self, kind: PolicyKind, where: str = "scenario") -> list[Policy]:
+        """The schedulers, gates or router with their validated options. Raises ScenarioError."""
+        if kind is PolicyKind.ROUTER:
+            return parse_policies(kind, "workload.routing", [self.workload.routing], where, numbered=False)
+        field = "schedulers" if kind is PolicyKind.SCHEDULER else "gates"
+        return parse_policies(kind, field, getattr(self, field), where)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as everyone expects it: a key given twice is an error, not the last one wins."""
+
+
+def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]  # untyped in types-PyYAML
+        if key in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def load_scenario(path: Path, overrides: Iterable[str] = ()) -> Scenario:
+    """Read, override (``a.b.0.c=value``) and validate a scenario; paths in it become absolute.
+
+    Raises ScenarioError naming the file, the path in it, the value and what is accepted.
+    """
+    raw = _read(path)
+    for override in overrides:
+        _override(raw, override)
+    try:
+        scenario = Scenario.model_validate(raw)
+    except ValidationError as error:
+        raise ScenarioError(f"{path}: {explain(error, Scenario)}") from None
+    for kind in PolicyKind:
+        scenario.policies(kind, str(path))
+    return _absolute(scenario, path.resolve().parent)
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """The resolved scenario as YAML: every default and every policy option written out; it can be run again."""
+    data = scenario.model_dump(mode="json")
+    data["workload"]["routing"] = scenario.policies(PolicyKind.ROUTER)[0].as_yaml()
+    data["schedulers"] = [p.as_yaml() for p in scenario.policies(PolicyKind.SCHEDULER)]
+    data["gates"] = [p.as_yaml() for p in scenario.policies(PolicyKind.GATE)]
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+    except FileNotFoundError:
+        raise ScenarioError(f"{path}: no such scenario file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ScenarioError(f"{path}: {line}not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ScenarioError(f"{path}: a scenario is a mapping of sections, got {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Apply one ``path=value``; the value is YAML. A policy given by name alone becomes a mapping on the way."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ScenarioError(f"--set {override!r}: expected path=value, as in --set cluster.hosts.0.gpus=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ScenarioError(f"--set {override!r}: the value is not valid YAML") from None
+    *parents, last = path.split(".")
+    node: Any = raw
+    for depth, key in enumerate(parents):
+        node = _descend(node, key, parents[depth + 1] if depth + 1 < len(parents) else last, override)
+    if isinstance(node, list):
+        node[_index(node, last, override)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ScenarioError(
+            f"--set {override!r}: {'.'.join(parents)} is {node!r}, which holds nothing to set"
+        )
+
+
+def _descend(node: Any, key: str, following: str, override: str) -> Any:
+    if isinstance(node, list):
+        index = _index(node, key, override)
+        if node[index] == following:
+            node[index] = {following: {}}
+        return node[index]
+    if not isinstance(node, dict):
+        raise ScenarioError(f"--set {override!r}: {key} is not below a mapping or list")
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _index(node: list[Any], key: str, override: str) -> int:
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ScenarioError(
+            f"--set {override!r}: '{key}' is no index of a list of {len(node)} (0 is the first)"
+        )
+    return int(key)
+
+
+def _absolute(scenario: Scenario, folder: Path) -> Scenario:
+    """The scenario with its files found from its own folder, wherever the program runs."""
+
+    def found(name: str) -> str:
+        return str((folder / name).resolve())
+
+    calibration = scenario.workload.calibration
+    if calibration.trace is not None:
+        calibration = calibration.model_copy(update={"trace": found(calibration.trace)})
+    workload = scenario.workload.model_copy(
+        update={"trace": found(scenario.workload.trace), "calibration": calibration}
+    )
+    return scenario.model_copy(
+        update={"workload": workload, "profiles": tuple(found(p) for p in scenario.profiles)}
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a scenario, the options of every known policy included."""
+    schema = Scenario.model_json_schema()
+    definitions = schema["$defs"]
+
+    def policy_schema(kind: PolicyKind) -> dict[str, Any]:
+        properties: dict[str, Any] = {}
+        for name, options in kind.option_models().items():
+            inner = options.model_json_schema(ref_template="#/$defs/{model}")
+            definitions.update(inner.pop("$defs", {}))
+            properties[name] = {"anyOf": [inner, {"type": "null"}]}
+        pair = {
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+        }
+        return {"anyOf": [{"enum": list(properties)}, pair]}
+
+    schema["properties"]["schedulers"]["items"] = policy_schema(PolicyKind.SCHEDULER)
+    schema["properties"]["gates"]["items"] = policy_schema(PolicyKind.GATE)
+    routing: Mapping[str, Any] = definitions["WorkloadSection"]["properties"]["routing"]
+    definitions["WorkloadSection"]["properties"]["routing"] = {
+        **policy_schema(PolicyKind.ROUTER),
+        "default": routing["default"],
+        "description": routing["description"],
+    }
+    return schema

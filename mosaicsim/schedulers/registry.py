@@ -1,0 +1,89 @@
+"""Schedulers by name: the built-in ones and those of the entry-point group ``mosaicsim.schedulers``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from mosaicsim.errors import ScenarioError, UserInputError, nearest
+from mosaicsim.schedulers.base import Scheduler, SchedulerOptions
+from mosaicsim.schedulers.data_parallel import DataParallel
+from mosaicsim.schedulers.greedy import Greedy
+from mosaicsim.schedulers.ilp import Ilp
+from mosaicsim.schedulers.oracle import Oracle
+from mosaicsim.schedulers.round_robin import RoundRobin
+
+GROUP = "mosaicsim.schedulers"
+"""Entry-point group; each entry names a class that satisfies the Scheduler protocol."""
+
+BUILT_IN: dict[str, type[Scheduler]] = {
+    policy.name: policy for policy in (RoundRobin, DataParallel, Greedy, Ilp, Oracle)
+}
+
+
+def available() -> dict[str, type[Scheduler]]:
+    """Every scheduler by name, built-in ones first. Raises UserInputError for an unusable plug-in."""
+    return BUILT_IN | {entry.name: _load(entry) for entry in _plugins().values()}
+
+
+def find(name: str) -> type[Scheduler]:
+    """Return the scheduler of that name. Raises ScenarioError, with the nearest name, if there is none."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    plugins = _plugins()
+    if name in plugins:
+        return _load(plugins[name])
+    names = [*BUILT_IN, *sorted(plugins)]
+    raise ScenarioError(f"unknown scheduler '{name}'{nearest(name, names)}; accepted: {', '.join(names)}")
+
+
+def create(name: str, options: Mapping[str, Any] | None = None) -> Scheduler:
+    """Make a scheduler from its name and plain options. Raises ScenarioError if either is wrong."""
+    policy = find(name)
+    return policy(parse_options(policy, options or {}))
+
+
+def parse_options(policy: type[Scheduler], options: Mapping[str, Any]) -> SchedulerOptions:
+    """Validate a policy's options. Raises ScenarioError naming ``schedulers.<name>.<option>``."""
+    try:
+        return policy.Options.model_validate(dict(options))
+    except ValidationError as error:
+        raise ScenarioError("; ".join(_explain(policy, e["loc"], e) for e in error.errors())) from None
+
+
+def _explain(policy: type[Scheduler], loc: tuple[int | str, ...], detail: Mapping[str, Any]) -> str:
+    """Say one validation failure in one line."""
+    path = ".".join(("schedulers", policy.name, *map(str, loc)))
+    if detail["type"] != "extra_forbidden":
+        return f"{path}: {detail['msg']}, got {detail['input']!r}"
+    accepted = list(policy.Options.model_fields)
+    return f"{path}: unknown option{nearest(str(loc[-1]), accepted)}; accepted: {', '.join(accepted)}"
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Third-party schedulers, not loaded yet. Raises UserInputError for a name that is taken."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in BUILT_IN or (entry.name in found and found[entry.name].value != entry.value):
+            raise UserInputError(
+                f"scheduler plug-in '{entry.name}' ({entry.value}) takes a name already in use"
+            )
+        found[entry.name] = entry
+    return found
+
+
+def _load(entry: EntryPoint) -> type[Scheduler]:
+    """Import a plug-in's class and check its shape."""
+    try:
+        policy: type[Scheduler] = entry.load()
+    except Exception as error:
+        raise UserInputError(
+            f"scheduler plug-in '{entry.name}' ({entry.value}) cannot be loaded: {error}"
+        ) from error
+    missing = [a for a in ("name", "summary", "Options", "sees_lengths", "plan") if not hasattr(policy, a)]
+    if missing:
+        raise UserInputError(f"scheduler plug-in '{entry.name}' ({entry.value}) lacks {', '.join(missing)}")
+    return policy

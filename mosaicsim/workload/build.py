@@ -1,0 +1,226 @@
+"""From a trace to a workload: split off the calibration questions, route the rest, look up what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mosaicsim.errors import ScenarioError, TraceError
+from mosaicsim.workload.aggregator_model import model_aggregator
+from mosaicsim.workload.block import Block, Columns, load_block, occurrence, pick
+from mosaicsim.workload.calls import AggregatorCalls, Bools, Calibration, CallTable, Ints, Outcomes, Workload
+from mosaicsim.workload.dealing import popularity
+from mosaicsim.workload.routing import Router, RoutingInput
+from mosaicsim.workload.skew import LengthSkew
+
+if TYPE_CHECKING:
+    from mosaicsim.workload.trace import Trace
+
+RngStreams = Callable[[str], np.random.Generator]
+
+
+class CalibrationSpec(BaseModel):
+    """Where the calibration questions come from: exactly one of another trace, a number, or a share.
+
+    A number or share is split off the workload's own trace at random; those questions are not evaluated.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    trace: str | None = None
+    questions: Annotated[int, Field(ge=1)] | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CalibrationSpec:
+        if [self.trace, self.questions, self.share].count(None) != 2:
+            raise ValueError("give exactly one of trace, questions and share")
+        return self
+
+    def held_out(self, n_questions: int) -> int:
+        """How many of ``n_questions`` are split off; none when another trace is the calibration set."""
+        if self.share is not None:
+            return max(1, round(self.share * n_questions))
+        return self.questions or 0
+
+
+def build_workload(
+    trace: Trace,
+    *,
+    k: int,
+    router: Router[Any],
+    calibration: CalibrationSpec,
+    skew: LengthSkew | None = None,
+    limit_questions: int | None = None,
+    rng_streams: RngStreams,
+) -> Workload:
+    """Route ``trace`` and return its calls, ordered by question, then slot.
+
+    ``rng_streams`` yields a generator by name, each asked for once: "calibration_split", "length_skew",
+    "routing", "aggregator_model". ``limit_questions`` evaluates a random subset of that size.
+    Raises ScenarioError, TraceError or InfeasibleError, naming the trace or the option.
+    """
+    skew_rng, rng = rng_streams("length_skew"), rng_streams("routing")
+    block = load_block(trace, trace.experts, skew, skew_rng)
+    questions, held_out = _split(trace, calibration, limit_questions, rng_streams("calibration_split"))
+    if calibration.trace is None:
+        profiled, rows = block, block.of_questions(held_out)
+    else:
+        profiled = _other_block(calibration.trace, block, skew, skew_rng)
+        rows = _unused_rows(calibration.trace, profiled, block, questions)
+
+    drawn = router.draw(_routing_input(block, questions, k, profiled, rows), rng)
+    calls, made_up = pick(block, questions, drawn, router, rng)
+    aggregator, origin = _aggregator(block, questions, calls, k, router, rng_streams("aggregator_model"))
+
+    labels = dict(trace.metadata.provenance.labels) | origin
+    if skew is not None:
+        labels["lengths"] = "skewed"
+    if made_up:
+        labels["repeats"] = "modelled"
+    if trace.nulls("correct")[~trace.is_aggregator].any():
+        labels["accuracy"] = labels["delta_pp"] = "ungraded"
+    labels["popularity"] = _describe_popularity(drawn, len(block.experts), router)
+    categories = trace.of_question("category")
+    return Workload(
+        name=trace.name,
+        questions=tuple(trace.questions[q] for q in questions.tolist()),
+        categories=tuple(categories[q] for q in questions.tolist()),
+        experts=block.experts,
+        calls=CallTable(
+            question=np.repeat(np.arange(len(questions)), k),
+            expert=drawn.ravel(),
+            sample=occurrence(drawn).ravel(),
+            prompt_tokens=calls.prompt_tokens,
+        ),
+        outcomes=Outcomes(calls.output_tokens, calls.visible_tokens, calls.answer, calls.correct),
+        aggregator=aggregator,
+        calibration=_calibration(profiled, rows, drawn),
+        labels=labels,
+    )
+
+
+def _split(
+    trace: Trace, calibration: CalibrationSpec, limit: int | None, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    """Indices of the evaluated and of the calibration questions, each ascending."""
+    total = len(trace.questions)
+    held_out = calibration.held_out(total)
+    if held_out >= total:
+        raise ScenarioError(
+            f"calibration takes {held_out:,} questions, but {trace.where()} has {total:,} "
+            "and some must be left to evaluate"
+        )
+    order = rng.permutation(total)
+    end = None if limit is None else held_out + limit
+    return np.sort(order[held_out:end]), np.sort(order[:held_out])
+
+
+def _other_block(path: str, block: Block, skew: LengthSkew | None, rng: np.random.Generator) -> Block:
+    """The calibration trace, its experts numbered as the evaluated ones."""
+    from mosaicsim.workload.trace import read_trace
+
+    return load_block(read_trace(path), block.experts, skew, rng)
+
+
+def _unused_rows(path: str, profiled: Block, block: Block, questions: Ints) -> Ints:
+    """Expert rows of a calibration trace, less those of questions (by dataset and id) that are evaluated."""
+    names = list(zip(block.trace.of_question("dataset"), block.trace.questions, strict=True))
+    evaluated = {names[q] for q in questions.tolist()}
+    others = zip(profiled.trace.of_question("dataset"), profiled.trace.questions, strict=True)
+    free = np.array([i for i, name in enumerate(others) if name not in evaluated], dtype=np.int64)
+    if not len(free):
+        raise ScenarioError(
+            f"calibration.trace = {path}: every question of it is evaluated, "
+            "and calibration must not see those"
+        )
+    return profiled.of_questions(free)
+
+
+def _routing_input(block: Block, questions: Ints, k: int, profiled: Block, rows: Ints) -> RoutingInput:
+    """What the router may see; grades only of the calibration ``rows`` of ``profiled``."""
+    trace = block.trace
+    recorded = block.recorded(questions)
+    graded, right = _grades(block, profiled, rows)
+    return RoutingInput(
+        k=k,
+        experts=block.experts,
+        category=trace.codes("category")[trace.first_row[questions]],
+        graded=graded,
+        right=right,
+        recorded=None if recorded is None else block.columns.expert[recorded],
+        source=trace.where(),
+    )
+
+
+def _grades(block: Block, profiled: Block, rows: Ints) -> tuple[Ints, Ints]:
+    """Calibration rows with a grade, and the right ones, each (categories of the evaluated trace, experts).
+
+    A category that only the calibration trace has is counted in one more row, so that it still tells of the
+    experts' overall strength.
+    """
+    names = block.trace.values("category")
+    place = {name: i for i, name in enumerate(names)}
+    codes = np.array([place.get(n, len(names)) for n in profiled.trace.values("category")], dtype=np.int64)
+    category = codes[profiled.trace.codes("category")[rows]]
+    cell = category * len(block.experts) + profiled.columns.expert[rows]
+    graded = ~profiled.trace.nulls("correct")[rows]
+    size = (len(names) + 1) * len(block.experts)
+
+    def count(mask: Bools) -> Ints:
+        return np.bincount(cell[mask], minlength=size).reshape(-1, len(block.experts))
+
+    return count(graded), count(graded & profiled.columns.correct[rows])
+
+
+def _aggregator(
+    block: Block, questions: Ints, calls: Columns, k: int, router: Router[Any], rng: np.random.Generator
+) -> tuple[AggregatorCalls, dict[str, str]]:
+    """The aggregator's calls and the labels that say where they come from.
+
+    Its rows in the trace answer the proposers recorded there; under another routing they are not used.
+    """
+    visible = calls.visible_tokens.reshape(-1, k)
+    rows = block.aggregator(questions)
+    routed = block.recorded(questions) is not None
+    if rows is None or (routed and not router.recorded):
+        modelled = model_aggregator(
+            question_tokens=np.rint(calls.prompt_tokens.reshape(-1, k).mean(axis=1)).astype(np.int64),
+            answers=calls.answer.reshape(-1, k),
+            correct=calls.correct.reshape(-1, k),
+            output_tokens=calls.output_tokens.reshape(-1, k),
+            visible_tokens=visible,
+            rng=rng,
+        )
+        return modelled, dict.fromkeys(("aggregator_stage", "accuracy", "delta_pp"), "modelled")
+    own = block.columns.take(rows)
+    origin = {} if routed else {"aggregator_stage": "recorded, of proposers the trace does not name"}
+    return AggregatorCalls(own.prompt_tokens + visible.sum(axis=1), own.output_tokens, own.correct), origin
+
+
+def _calibration(profiled: Block, rows: Ints, drawn: Ints) -> Calibration:
+    """Calibration calls by expert. An expert that is never called may have none: the pool's stand in.
+
+    Raises TraceError: an expert with calls has no calibration rows.
+    """
+    columns = profiled.columns.take(rows)
+    masks = [columns.expert == i for i in range(len(profiled.experts))]
+    for index, mask in enumerate(masks):
+        if not mask.any() and (drawn == index).any():
+            raise TraceError(
+                f"{profiled.trace.where()}: no calibration rows of expert '{profiled.experts[index]}', "
+                "which has calls to run"
+            )
+    masks = [mask if mask.any() else np.ones_like(mask) for mask in masks]
+    return Calibration(
+        output_tokens=tuple(columns.output_tokens[mask] for mask in masks),
+        prompt_tokens=tuple(columns.prompt_tokens[mask] for mask in masks),
+    )
+
+
+def _describe_popularity(drawn: Ints, n_experts: int, router: Router[Any]) -> str:
+    skew = popularity(np.bincount(drawn.ravel(), minlength=n_experts))
+    return f"{router.name}: max/min {skew.max_min:.4g}, CV {skew.cv:.4g}"
