@@ -1,9 +1,9 @@
 """How long the ILP takes to prove its gap: ``python benchmarks/ilp.py --experts 64 --workers 32 --json``.
 
-One instance drawn from a seed: a third of the experts reason (a long tail and 1.2-2 s a call, as QwenR1 and LlamaR1
-on an A100), the others answer at once (0.1-0.25 s a call, as Gemma); popularity is lognormal with sigma 1, so the
-most popular of 6 experts gets about 12 times the calls of the least and of 64 about 100 times; loads take
-38-47 s (the paper's range); 1050 calls an expert on average (MMLU-Pro's 6300 over 6). K is
+One instance drawn from a seed: a third of the experts reason (a long tail and 1.2-2 s a call, as QwenR1 and
+LlamaR1 on an A100), the others answer at once (0.1-0.25 s a call, as Gemma). Popularity is lognormal with
+sigma 1: the most popular of 6 experts gets about 10 times the calls of the least, of 64 about 80 times.
+Loads take 38-47 s (the paper's range); 1050 calls an expert on average (MMLU-Pro's 6300 over 6). K is
 ``max(2, ceil(E / W) + 1)``. One core: HiGHS runs with one thread.
 """
 
@@ -23,12 +23,9 @@ CALLS_PER_EXPERT = 1050
 
 
 def session_cost(rng: np.random.Generator, reasoning: bool) -> SessionCost:
-    """A profiling sweep with the shape of a measured one: a tail that small sessions pay too, then a slope."""
-    tail_s, slope_s = (
-        (rng.uniform(400, 800), rng.uniform(1.2, 2.0))
-        if reasoning
-        else (rng.uniform(15, 40), rng.uniform(0.1, 0.25))
-    )
+    """Make a sweep with the shape of a measured one: a tail that small sessions pay too, then a slope."""
+    tails_s, slopes_s = ((400, 800), (1.2, 2.0)) if reasoning else ((15, 40), (0.1, 0.25))
+    tail_s, slope_s = rng.uniform(*tails_s), rng.uniform(*slopes_s)
     counts = np.array([1.0, 16.0, 64.0, 256.0, 1024.0])
     return SessionCost(
         load_s=rng.uniform(38, 47),

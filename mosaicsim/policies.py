@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -20,6 +21,7 @@ class PolicyKind(Enum):
     GATE = "gate"
     ROUTER = "router"
 
+    @cache  # noqa: B019  # three members that live as long as the program
     def available(self) -> dict[str, type[Any]]:
         """Classes of this kind by name, third parties' included."""
         if self is PolicyKind.SCHEDULER:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from mosaicsim.errors import ScenarioError
 from mosaicsim.policies import Policy, PolicyKind, parse_policies
 from mosaicsim.validation import explain
-from mosaicsim.workload.build import CalibrationSpec
+from mosaicsim.workload.build import AggregatorSource, CalibrationSpec
 from mosaicsim.workload.skew import LengthSkew
 
 PolicyText = str | dict[str, dict[str, Any] | None]
@@ -37,6 +37,11 @@ class WorkloadSection(_Section):
     )
     k: PositiveInt = Field(3, description="expert calls a question")
     routing: PolicyText = Field("recorded", description="router: a name or one `name: {options}`")
+    aggregator_calls: AggregatorSource = Field(
+        "auto",
+        description="the aggregator's calls: recorded in the trace, modelled from the proposers', or (auto) "
+        "recorded only under the routing they were recorded with",
+    )
     length_skew: LengthSkew | None = Field(None, description="distort the recorded lengths")
     questions: PositiveInt | None = Field(
         None, description="evaluate only so many questions, drawn at random"
@@ -72,6 +77,9 @@ class ModelSection(_Section):
     model: str = Field(description="model of the catalog, as in `mosaicsim profiles`")
     load_s: Seconds | None = Field(None, description="cold session start; the profile's by default")
     timing: str | None = Field(None, description="which timing of the profile to use")
+    host_base_ms: Seconds | None = Field(
+        None, description="host time an iteration of this model; the engine's by default"
+    )
 
 
 class AggregatorSection(ModelSection):
@@ -107,7 +115,8 @@ class EngineSection(_Section):
     def _batch_fits(self) -> EngineSection:
         if self.batched_tokens < self.max_num_seqs:
             raise ValueError(
-                f"max_num_batched_tokens ({self.batched_tokens}) must be at least max_num_seqs ({self.max_num_seqs})"
+                f"max_num_batched_tokens ({self.batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs})"
             )
         return self
 
@@ -169,7 +178,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]  # untyped in types-PyYAML
+        key = loader.construct_object(key_node)
         if key in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
@@ -199,7 +208,7 @@ def load_scenario(path: Path, overrides: Iterable[str] = ()) -> Scenario:
 
 
 def dump_scenario(scenario: Scenario) -> str:
-    """The resolved scenario as YAML: every default and every policy option written out; it can be run again."""
+    """The resolved scenario as YAML, every default and policy option written out; it can be run again."""
     data = scenario.model_dump(mode="json")
     data["workload"]["routing"] = scenario.policies(PolicyKind.ROUTER)[0].as_yaml()
     data["schedulers"] = [p.as_yaml() for p in scenario.policies(PolicyKind.SCHEDULER)]
@@ -209,7 +218,7 @@ def dump_scenario(scenario: Scenario) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
     except FileNotFoundError:
         raise ScenarioError(f"{path}: no such scenario file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -226,7 +235,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply one ``path=value``; the value is YAML. A policy given by name alone becomes a mapping on the way."""
+    """Apply one ``path=value``, the value being YAML; a policy given by name becomes a mapping on the way."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ScenarioError(f"--set {override!r}: expected path=value, as in --set cluster.hosts.0.gpus=8")

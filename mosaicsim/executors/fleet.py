@@ -110,13 +110,16 @@ class Fleet:
             prefix_caching=_prefix_caching(settings),
         )
         tables = profile.latency.compile(
-            settings.max_num_seqs, settings.batched_tokens, self._host_overhead(settings)
+            settings.max_num_seqs, settings.batched_tokens, self._host_overhead(self.section_of(name))
         )
         return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s)
 
-    def _host_overhead(self, settings: EngineSection) -> HostOverhead:
+    def _host_overhead(self, section: ModelSection) -> HostOverhead:
+        """The engine version's, unless the scenario says otherwise for the model or for all."""
+        settings = self._scenario.engine
         known = self._catalog.host_overhead(settings.version)
-        base, each = settings.host_base_ms, settings.host_per_sequence_ms
+        base = settings.host_base_ms if section.host_base_ms is None else section.host_base_ms
+        each = settings.host_per_sequence_ms
         return HostOverhead(
             known.base_s if base is None else base / 1e3, known.per_sequence_s if each is None else each / 1e3
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,7 @@ def print_result(result: Result, console: Console) -> None:
     _print_rows(console, widths, headers=_headers(result))
     for gate in gates_of(result):
         _print(console, f"gate {gate}", "bold cyan")
-        of_gate = {row: line for row, line in zip(rows, cells, strict=True) if row.gate == gate}
+        of_gate = [(row, line) for row, line in zip(rows, cells, strict=True) if row.gate == gate]
         _print_rows(console, widths, rows=of_gate)
     for note in ["", *_headline(rows), *_footnotes(result, rows, spread)]:
         _print(console, note)
@@ -111,7 +111,7 @@ def _print_rows(
     console: Console,
     widths: list[int],
     headers: list[str] | None = None,
-    rows: dict[Row, list[str]] | None = None,
+    rows: Sequence[tuple[Row, list[str]]] = (),
 ) -> None:
     """Print the headers, or the rows of one gate, in columns of the given widths."""
     from rich.table import Table
@@ -121,10 +121,11 @@ def _print_rows(
     table.width = sum(widths) + len(widths)
     for i, width in enumerate(widths):
         header = _plain(headers[i], console) if headers else ""
-        side = "left" if not i else "right"
-        table.add_column(header, justify=side, min_width=width, no_wrap=True, header_style="bold")
-    best = best_of(list(rows)) if rows else None
-    for row, line in (rows or {}).items():
+        table.add_column(
+            header, justify="right" if i else "left", min_width=width, no_wrap=True, header_style="bold"
+        )
+    best = best_of([row for row, _ in rows]) if rows else None
+    for row, line in rows:
         style = "bold green" if row is best else "dim" if row.sees_lengths else ""
         name = f"{'>' if row is best else ' '} {line[0]}"
         table.add_row(*(Text(_plain(cell, console)) for cell in (name, *line[1:])), style=style)
@@ -137,7 +138,9 @@ def _cells(rows: list[Row], spread: bool) -> list[list[str]]:
     for column in COLUMNS:
         spreads = [column.spread(row) if spread else "" for row in rows]
         width = max(map(len, spreads))
-        columns.append([column.value(row) + text.ljust(width) for row, text in zip(rows, spreads, strict=True)])
+        columns.append(
+            [column.value(row) + text.ljust(width) for row, text in zip(rows, spreads, strict=True)]
+        )
     return [list(line) for line in zip(*columns, strict=True)]
 
 
@@ -196,7 +199,9 @@ def _footnotes(result: Result, rows: list[Row], spread: bool) -> list[str]:
     if len(result.workloads) > 1:
         half = " ± half their range" if spread else ""
         notes.append(f"mean of {len(result.workloads)} replicates{half}, ends of the 95 % intervals averaged")
-    notes.append("idle: GPU time of the expert stage · pred. error: its forecast by the scheduler over what it took")
+    notes.append(
+        "idle: GPU time of the expert stage · pred. error: its forecast by the scheduler over what it took"
+    )
     if any(row.sees_lengths for row in rows):
         notes.append("† is shown the true output lengths: a yardstick, not a schedule one can run")
     if any("‡" in header for header in _headers(result)):

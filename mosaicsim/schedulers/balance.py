@@ -9,16 +9,16 @@ from mosaicsim.errors import InfeasibleError
 from mosaicsim.schedulers.shares import Table
 
 _POWERS = (2.0, 3.0, 8.0, 16.0)
-"""Power means by which moves are compared, each tried from the same start: a high one follows the maximum, a low
-one sees that a split costs a load. Best of the four over 30 instances of 64 experts on 32 workers: at most 0.8 % above
-the bound, where any one of them alone leaves up to 1.3 %."""
+"""Power means by which moves are compared, each tried from the same start: a high one follows the maximum, a
+low one sees that a split costs a load. Over 30 instances of ``benchmarks/ilp.py`` at 64 x 32 the best of the
+four is at most 0.8 % above the proven bound; any one of them alone leaves up to 1.3 %."""
 
 _MAX_MOVES = 10_000
 """Guard only: a search at 64 x 32 makes about 70 moves."""
 
 
 class Move(NamedTuple):
-    """``calls`` of ``expert`` go from the busiest worker to ``to``, all of ``back`` there (-1: none) returns."""
+    """``calls`` of ``expert`` leave the busiest worker for ``to``; all of ``back`` there (-1: none) comes."""
 
     expert: int
     to: int

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from mosaicsim.workload.calls import CallTable, Floats, Ints
 
@@ -77,7 +77,8 @@ class Problem:
 
     def calls_of(self, expert: int) -> Ints:
         """Ids of the calls left of one expert, in the order of the workload."""
-        return self.call_ids[self.calls.expert[self.call_ids] == expert]
+        own: Ints = self.call_ids[self.calls.expert[self.call_ids] == expert]
+        return own
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ class SchedulerOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    label: str | None = None
-    """Name of this entry in tables and results; the policy's own name unless given."""
+    label: str | None = Field(
+        None, description="name of this entry in tables and results; null: the policy's own"
+    )
 
 
 class Scheduler(Protocol):

@@ -1,8 +1,8 @@
 """ilp, the paper's MOSAIC policy: equations (4)-(10), solved to a proven gap.
 
-Departures, none of which changes the optimum: experts without calls are dropped (1 <= sum Y has no meaning for
-them), HiGHS starts from a local search of ours, calls are continuous in the solver and rounded after; the gap
-reported is that of the rounded plan.
+Departures, none of which changes the optimum: experts without calls are dropped (1 <= sum Y has no meaning
+for them), HiGHS starts from a local search of ours, calls are continuous in the solver and rounded after;
+the gap reported is that of the rounded plan.
 """
 
 from __future__ import annotations

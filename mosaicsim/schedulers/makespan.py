@@ -13,7 +13,7 @@ from mosaicsim.workload.calls import Bools, Floats, Ints
 
 @dataclass(frozen=True)
 class MakespanModel:
-    """Minimise the latest finish: ``fixed_s`` for each expert a worker loads, ``slope_s`` for each call of it.
+    """Minimise the latest finish: ``fixed_s`` for an expert that a worker loads, ``slope_s`` a call of it.
 
     ``calls`` and ``replicas`` have shape (experts,), every entry at least 1; ``backlog_s`` (workers,);
     ``fixed_s`` and ``slope_s`` (experts, workers). ``per_worker`` is the paper's K, ``replicas`` its R_m.

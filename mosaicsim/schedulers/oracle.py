@@ -32,9 +32,9 @@ class OracleOptions(SchedulerOptions):
 class Oracle:
     """List scheduling over true token work, the longest calls of every session queued first.
 
-    With the longest calls first a session's tail runs beside the rest of its work, so that a session lasts as
-    long as its tokens at the saturated rate or as its longest call alone, whichever is longer. Each shard gets
-    its share of every length, so token work is balanced and no worker's KV cache holds all the long calls.
+    With the longest calls first a session's tail runs beside the rest of its work, so that it lasts as long
+    as its tokens at the saturated rate or as its longest call alone, whichever is longer. Each shard gets its
+    share of every length, so token work is balanced and no worker's KV cache holds all the long calls.
     """
 
     name: ClassVar[str] = "oracle"

@@ -15,6 +15,7 @@ from mosaicsim.schedulers.greedy import Greedy
 from mosaicsim.schedulers.ilp import Ilp
 from mosaicsim.schedulers.oracle import Oracle
 from mosaicsim.schedulers.round_robin import RoundRobin
+from mosaicsim.validation import explain
 
 GROUP = "mosaicsim.schedulers"
 """Entry-point group; each entry names a class that satisfies the Scheduler protocol."""
@@ -51,16 +52,7 @@ def parse_options(policy: type[Scheduler], options: Mapping[str, Any]) -> Schedu
     try:
         return policy.Options.model_validate(dict(options))
     except ValidationError as error:
-        raise ScenarioError("; ".join(_explain(policy, e["loc"], e) for e in error.errors())) from None
-
-
-def _explain(policy: type[Scheduler], loc: tuple[int | str, ...], detail: Mapping[str, Any]) -> str:
-    """Say one validation failure in one line."""
-    path = ".".join(("schedulers", policy.name, *map(str, loc)))
-    if detail["type"] != "extra_forbidden":
-        return f"{path}: {detail['msg']}, got {detail['input']!r}"
-    accepted = list(policy.Options.model_fields)
-    return f"{path}: unknown option{nearest(str(loc[-1]), accepted)}; accepted: {', '.join(accepted)}"
+        raise ScenarioError(f"schedulers.{policy.name}.{explain(error, policy.Options)}") from None
 
 
 def _plugins() -> dict[str, EntryPoint]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +19,7 @@ from mosaicsim.workload.skew import LengthSkew
 if TYPE_CHECKING:
     from mosaicsim.workload.trace import Trace
 
+AggregatorSource = Literal["auto", "recorded", "modelled"]
 RngStreams = Callable[[str], np.random.Generator]
 
 
@@ -55,12 +56,15 @@ def build_workload(
     calibration: CalibrationSpec,
     skew: LengthSkew | None = None,
     limit_questions: int | None = None,
+    aggregator_calls: AggregatorSource = "auto",
     rng_streams: RngStreams,
 ) -> Workload:
     """Route ``trace`` and return its calls, ordered by question, then slot.
 
     ``rng_streams`` yields a generator by name, each asked for once: "calibration_split", "length_skew",
     "routing", "aggregator_model". ``limit_questions`` evaluates a random subset of that size.
+    ``aggregator_calls`` says whether the trace's aggregator rows are used, modelled ones, or ("auto") the
+    trace's rows only with the routing they were recorded with.
     Raises ScenarioError, TraceError or InfeasibleError, naming the trace or the option.
     """
     skew_rng, rng = rng_streams("length_skew"), rng_streams("routing")
@@ -74,7 +78,8 @@ def build_workload(
 
     drawn = router.draw(_routing_input(block, questions, k, profiled, rows), rng)
     calls, made_up = pick(block, questions, drawn, router, rng)
-    aggregator, origin = _aggregator(block, questions, calls, k, router, rng_streams("aggregator_model"))
+    source = _aggregator_source(aggregator_calls, block, questions, router)
+    aggregator, origin = _aggregator(block, questions, calls, k, source, rng_streams("aggregator_model"))
 
     labels = dict(trace.metadata.provenance.labels) | origin
     if skew is not None:
@@ -176,17 +181,28 @@ def _grades(block: Block, profiled: Block, rows: Ints) -> tuple[Ints, Ints]:
     return count(graded), count(graded & profiled.columns.correct[rows])
 
 
-def _aggregator(
-    block: Block, questions: Ints, calls: Columns, k: int, router: Router[Any], rng: np.random.Generator
-) -> tuple[AggregatorCalls, dict[str, str]]:
-    """The aggregator's calls and the labels that say where they come from.
+def _aggregator_source(
+    asked: AggregatorSource, block: Block, questions: Ints, router: Router[Any]
+) -> AggregatorSource:
+    """Settle "auto". Raises TraceError where rows are asked for that the trace has not."""
+    has_rows = block.aggregator(questions) is not None
+    if asked == "recorded" and not has_rows:
+        raise TraceError(
+            f"{block.trace.where()}: aggregator_calls is recorded, but the trace has no aggregator rows"
+        )
+    if asked != "auto":
+        return asked
+    rerouted = block.recorded(questions) is not None and not router.recorded
+    return "recorded" if has_rows and not rerouted else "modelled"
 
-    Its rows in the trace answer the proposers recorded there; under another routing they are not used.
-    """
+
+def _aggregator(
+    block: Block, questions: Ints, calls: Columns, k: int, source: AggregatorSource, rng: np.random.Generator
+) -> tuple[AggregatorCalls, dict[str, str]]:
+    """The aggregator's calls and the labels that say where they come from."""
     visible = calls.visible_tokens.reshape(-1, k)
     rows = block.aggregator(questions)
-    routed = block.recorded(questions) is not None
-    if rows is None or (routed and not router.recorded):
+    if source == "modelled" or rows is None:
         modelled = model_aggregator(
             question_tokens=np.rint(calls.prompt_tokens.reshape(-1, k).mean(axis=1)).astype(np.int64),
             answers=calls.answer.reshape(-1, k),
@@ -197,7 +213,12 @@ def _aggregator(
         )
         return modelled, dict.fromkeys(("aggregator_stage", "accuracy", "delta_pp"), "modelled")
     own = block.columns.take(rows)
-    origin = {} if routed else {"aggregator_stage": "recorded, of proposers the trace does not name"}
+    recorded = block.recorded(questions)
+    origin = {}
+    if recorded is None:
+        origin["aggregator_stage"] = "recorded, of proposers the trace does not name"
+    elif not np.array_equal(block.columns.expert[recorded].ravel(), calls.expert):
+        origin["aggregator_stage"] = "recorded, of another routing of the same questions"
     return AggregatorCalls(own.prompt_tokens + visible.sum(axis=1), own.output_tokens, own.correct), origin
 
 

@@ -1,0 +1,66 @@
+"""All plots of a result, as files. Each plot is also a function of its own, for a page or a paper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from mosaicsim.analysis.result import Result
+from mosaicsim.report.charts import gpu_time, speedups
+from mosaicsim.report.gantt import gantt
+from mosaicsim.report.means import BASELINE, gates_of
+from mosaicsim.report.style import RC
+from mosaicsim.report.workload_charts import agreement_buckets, lengths, popularity
+
+FORMATS = ("png", "svg", "pdf")
+
+__all__ = [
+    "FORMATS",
+    "agreement_buckets",
+    "gantt",
+    "gpu_time",
+    "lengths",
+    "popularity",
+    "save_plots",
+    "save_to",
+    "speedups",
+]
+
+
+def save_plots(result: Result, folder: Path, fmt: str = "png") -> list[Path]:
+    """Draw every plot that ``result`` has data for into ``folder``, which is made if need be; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [save_to(folder / f"{name}.{fmt}", draw) for name, draw in _plots(result)]
+
+
+def save_to(path: Path, draw: partial[Axes]) -> Path:
+    """Draw one plot in the house style and write it; the suffix of ``path`` is the format."""
+    with matplotlib.rc_context(RC):
+        figure = draw().figure.get_figure(root=True)
+        FigureCanvasAgg(figure)
+        # no date and no version in the file: the same result gives the same bytes
+        metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        figure.savefig(path, dpi=160, bbox_inches="tight", pad_inches=0.15, metadata=metadata[path.suffix[1:]])
+    return path
+
+
+def _plots(result: Result) -> Iterator[tuple[str, partial[Axes]]]:
+    for gate in gates_of(result):
+        yield f"gantt-{_slug(gate)}", partial(gantt, result, gate=gate)
+    yield "gpu_time", partial(gpu_time, result)
+    if any(run.scheduler == BASELINE for run in result.runs):
+        yield "speedup", partial(speedups, result)
+    yield "lengths", partial(lengths, result)
+    yield "popularity", partial(popularity, result)
+    yield "agreement", partial(agreement_buckets, result)
+
+
+def _slug(label: str) -> str:
+    """A label as part of a file name: ``plurality(tau=0.667)`` becomes ``plurality-tau-0.667``."""
+    return re.sub(r"[^\w.]+", "-", label).strip("-")

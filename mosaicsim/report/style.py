@@ -1,0 +1,140 @@
+"""How the plots look: colours, type, and what every plot has in common."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+
+INK, GREY, RULE = "#222222", "#6b6b6b", "#d9d9d9"
+AGGREGATOR = "#4d4d4d"
+"""Colour of the aggregator, which is no expert of the pool."""
+
+EXPERTS = (
+    "#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44",
+    "#882255", "#44aa99", "#999933", "#332288", "#cc6677", "#117733", "#88ccee", "#ddcc77",
+)  # fmt: skip
+"""Paul Tol's bright, then muted schemes, told apart with any colour vision (SRON/EPS/TN/09-002)."""
+
+STATES = {
+    "load": "#bbbbbb",
+    "prefill": "#ccbb44",
+    "decode": "#4477aa",
+    "tail": "#99bbdd",
+    "idle": "#ffffff",
+}
+"""Colour of each state of GPU time; idle is blank, as in the Gantt chart."""
+
+LINE_POINTS, KEY_SIZE = 14.0, 8.5
+"""Height of a line above the axes, and type size of a legend, in points."""
+
+WIDTH = 9.0
+"""Inches; every plot fits a page's width."""
+
+RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.color": GREY,
+    "xtick.labelcolor": GREY,
+    "ytick.color": GREY,
+    "ytick.labelcolor": INK,
+    "hatch.linewidth": 0.9,
+    "svg.hashsalt": "mosaicsim",
+    "pdf.fonttype": 42,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+def axes_or_new(ax: Axes | None, height: float, width: float = WIDTH) -> Axes:
+    """``ax``, or the axes of a new figure of that size in inches."""
+    if ax is not None:
+        return ax
+    return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def width_of(ax: Axes) -> float:
+    """Width of the figure that ``ax`` is on, in inches."""
+    return float(ax.figure.get_figure(root=True).get_size_inches()[0])
+
+
+def say(ax: Axes, finding: str, detail: str = "", *, room: int = 0) -> None:
+    """Put the finding above the axes in plain words, and what it rests on below it in grey.
+
+    ``room`` lines are left free between these and the axes.
+    """
+    letters = int(11.2 * width_of(ax))
+    lines = textwrap.wrap(detail, int(letters * 1.15))
+    title = "\n".join(textwrap.wrap(finding, letters))
+    pad = 10 + 13 * len(lines) + LINE_POINTS * room
+    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=pad)
+    if lines:
+        ax.annotate(
+            "\n".join(lines), (0, 1), xytext=(0, 7 + LINE_POINTS * room), xycoords="axes fraction",
+            textcoords="offset points", va="bottom", fontsize=9, color=GREY, linespacing=1.25,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def key_above(ax: Axes, handles: Sequence[Patch], *, drop: float = 0.0) -> int:
+    """Put a legend above the axes (``drop`` points below their top, if given); how many lines it takes."""
+    longest = max(text_points(handle.get_label(), KEY_SIZE) for handle in handles) + 32
+    fit = max(1, int(width_of(ax) * 72 * 0.85 / longest))
+    columns = min(fit, len(handles))
+    height = float(ax.figure.get_figure(root=True).get_size_inches()[1]) * 72
+    legend = ax.legend(
+        handles=list(handles), ncols=columns, loc="upper left" if drop else "lower left",
+        bbox_to_anchor=(0, -drop / height if drop else 1.0), frameon=False, fontsize=KEY_SIZE,
+        handlelength=1.3, handleheight=0.9, columnspacing=1.3, borderaxespad=0.2, borderpad=0,
+    )  # fmt: skip
+    ax.add_artist(legend)
+    return -(-len(handles) // columns)
+
+
+def rows_only(ax: Axes, labels: Sequence[str], at: Sequence[float] | None = None) -> None:
+    """Name the rows of a horizontal chart, the first on top; no axis line beside them."""
+    ax.set_yticks(list(at) if at is not None else range(len(labels)), labels)
+    ax.tick_params(axis="y", length=0, pad=6)
+    ax.spines["left"].set_visible(False)
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
+
+
+def expert_colours(experts: Sequence[str]) -> dict[str, str]:
+    """A colour for each expert, the same in every plot of a result; from the fifteenth on they repeat."""
+    return {name: EXPERTS[i % len(EXPERTS)] for i, name in enumerate(experts)}
+
+
+def lighter(colour: str, share: float = 0.5) -> str:
+    """``colour`` mixed with white."""
+    return to_hex(tuple(c + (1 - c) * share for c in to_rgb(colour)))
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever reads better on ``colour`` (WCAG relative luminance)."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    luminance = sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return INK if luminance > 0.22 else "white"
+
+
+def text_points(text: str, size: float) -> float:
+    """Width of ``text`` in points at a font size of ``size`` points."""
+    path = TextPath((0, 0), text, prop=FontProperties(family="DejaVu Sans", size=size))
+    return float(path.get_extents().width)
+
+
+def seconds(value: float) -> str:
+    """``4,150 s``."""
+    return f"{value:,.0f} s"

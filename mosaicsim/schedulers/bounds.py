@@ -1,0 +1,238 @@
+"""A time the expert stage cannot beat, whatever the scheduler: the yardstick beside every run.
+
+Each part relaxes what every schedule must do, so their maximum is a bound. Why the work part holds:
+
+* A step with B >= 1 decode sequences over C context tokens costs at least ``base + slope B + context C`` for
+  any line ``base + slope B`` below the tables; P prefill tokens add at least ``prefill P``, the least rate.
+* The first token of a call comes out of its prefill, token g + 1 out of a step in which it attends prompt + g
+  tokens. Over all steps the B add up to the decode tokens and the C to the attended tokens, exactly.
+* A step holds at most max_num_seqs sequences, and at most the KV cache's tokens, so ``base`` is paid at least
+  tokens / max_num_seqs and attended / kv_capacity times. Either way a token costs an affine function of g.
+* A preempted call gets its next token out of recomputing its prefill instead, of at least the g tokens
+  generated (its prompt may be shared). So a token never costs less than ``min(affine(g), prefill g)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mosaicsim.hardware.latency import StepTables
+from mosaicsim.workload.calls import Bools, CallTable, Floats, Ints
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What bounds an expert's engine on a worker: step costs, load time, sequences and KV tokens at once.
+
+    ``mixes_prefill``: decodes may run in a step with prefill (vLLM's V1). Without it (V0) a prefill step
+    stands alone and pays its own base. No cost in ``tables`` may be negative.
+    """
+
+    tables: StepTables
+    load_s: float
+    kv_capacity_tokens: int
+    max_num_seqs: int
+    mixes_prefill: bool = True
+
+
+@dataclass(frozen=True)
+class LowerBound:
+    """Seconds that no schedule of the expert stage can beat, part by part.
+
+    ``work_s``: every expert loaded once and all work, spread over all workers; ``expert_s``: one expert
+    loaded, then its work on all workers; ``longest_call_s``: one call loaded for and run alone; ``loads_s``:
+    the loads that some worker must do because there are more experts than workers.
+    """
+
+    work_s: float
+    expert_s: float
+    longest_call_s: float
+    loads_s: float
+
+    @property
+    def seconds(self) -> float:
+        """The bound: the largest part."""
+        return max(self.work_s, self.expert_s, self.longest_call_s, self.loads_s)
+
+
+@dataclass(frozen=True)
+class ExpertCalls:
+    """One expert's calls, columns of shape (n,); ``charged`` marks prompts that surely were prefilled."""
+
+    prompt_tokens: Floats
+    output_tokens: Floats
+    charged: Bools
+
+
+def expert_stage_lower_bound(
+    calls: CallTable,
+    output_tokens: Ints,
+    engines: Sequence[Sequence[EngineLimits]],
+    *,
+    finished: Ints | None = None,
+    prefix_caching: bool = False,
+    slots: int = 1,
+) -> LowerBound:
+    """Bound the expert stage of any run that finished the calls ``finished`` (ids; default: all of them).
+
+    ``engines[m][w]`` is expert m on worker w, the same object where workers are alike; ``output_tokens`` has
+    shape (calls,). With ``prefix_caching`` one of several identical prompts is charged. ``slots`` experts at
+    a time share a worker's generation time, and loads may then run beside it, so that no load is added to the
+    work. Lost workers, contended disks, wake-ups and cancelled calls only add to a run.
+    """
+    ids = np.arange(len(calls)) if finished is None else finished
+    pool = _by_expert(calls, output_tokens, ids, prefix_caching)
+    if not pool:
+        return LowerBound(0.0, 0.0, 0.0, 0.0)
+    kinds, workers = _kinds(engines)
+    n_workers = int(workers.sum())
+    work = {m: np.array([call_work_s(own, engines[m][w]) for w in kinds]) for m, own in pool.items()}
+    load = {m: np.array([engines[m][w].load_s for w in kinds]) for m in pool}
+    unhidden = load if slots == 1 else {m: np.zeros(len(kinds)) for m in pool}
+    per_worker = -(-len(pool) // (n_workers * slots))
+    return LowerBound(
+        work_s=_spread(work, unhidden, workers),
+        expert_s=max(float(load[m].min() + work[m].min(axis=0).sum() / n_workers) for m in pool),
+        longest_call_s=max(
+            min(
+                engines[m][w].load_s + longest_call_s(own, engines[m][w], prompt_shared=prefix_caching)
+                for w in kinds
+            )
+            for m, own in pool.items()
+        ),
+        loads_s=sum(sorted(float(load[m].min()) for m in pool)[:per_worker]),
+    )
+
+
+def _by_expert(
+    calls: CallTable, output_tokens: Ints, ids: Ints, prefix_caching: bool
+) -> dict[int, ExpertCalls]:
+    """The finished calls of each expert that has any."""
+    charged = _one_of_each_prompt(calls, ids) if prefix_caching else np.ones(len(calls), np.bool_)
+    pool = {}
+    for m in np.unique(calls.expert[ids]).tolist():
+        rows = ids[calls.expert[ids] == m]
+        columns = calls.prompt_tokens[rows].astype(np.float64), output_tokens[rows].astype(np.float64)
+        pool[m] = ExpertCalls(*columns, charged[rows])
+    return pool
+
+
+def _one_of_each_prompt(calls: CallTable, ids: Ints) -> Bools:
+    """Mark one call of each prompt whose calls all finished: else one that did not may have prefilled it."""
+    key = calls.expert * (int(calls.question.max(initial=0)) + 1) + calls.question
+    _, first, group, twins = np.unique(key, return_index=True, return_inverse=True, return_counts=True)
+    complete = np.bincount(group[ids], minlength=len(first)) == twins
+    marked = np.zeros(len(calls), np.bool_)
+    marked[first[complete]] = True
+    return marked
+
+
+def _kinds(engines: Sequence[Sequence[EngineLimits]]) -> tuple[list[int], Ints]:
+    """Kinds of worker (equal engines for every expert): one worker of each, and how many there are."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    for w, column in enumerate(zip(*engines, strict=True)):
+        members.setdefault(tuple(map(id, column)), []).append(w)
+    return [group[0] for group in members.values()], np.array([len(group) for group in members.values()])
+
+
+def _spread(work: dict[int, Floats], load: dict[int, Floats], workers: Ints) -> float:
+    """Least makespan of work that may be cut at will, by weak duality.
+
+    ``work[m]`` has shape (kinds, calls), ``load[m]`` (kinds,). The makespan is at least any weighted mean of
+    the workers' busy times, in which each call counts at least its cheapest weighted place. Two sets of
+    weights are tried: equal ones, and each kind's speed at the whole. With workers alike both are 1 / N.
+    """
+    total = np.array([work[m].sum(axis=1) + load[m] for m in work]).sum(axis=0)
+    bounds = []
+    for weight in (np.ones_like(total), 1 / np.maximum(total, 1e-12)):
+        share = weight / (weight * workers).sum()
+        calls_s = sum((share[:, None] * seconds).min(axis=0).sum() for seconds in work.values())
+        bounds.append(calls_s + sum((share * seconds).min() for seconds in load.values()))
+    return float(max(bounds))
+
+
+def call_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
+    """Least engine time each call takes up, whatever it is batched with; shape (n,)."""
+    decodes = np.maximum(calls.output_tokens - 1, 0)
+    own_prompt = np.where(calls.charged, calls.prompt_tokens, 0.0)
+    triangle = decodes * (decodes + 1) / 2
+    stored = float((decodes * own_prompt + triangle).sum())
+    (step_s, context), rate = _decode_steps(engine), _prefill_rate(engine)
+    full, capacity = float(engine.max_num_seqs), float(engine.kv_capacity_tokens)
+    mean_batch = min(full, float(decodes.sum()) * capacity / stored) if stored else full
+    best = np.zeros(len(decodes))
+    # the base is paid for each full batch of sequences, or for each KV cache full of attended tokens
+    for batch, a_token, a_context in ((full, 1 / full, 0.0), (mean_batch, 0.0, 1 / capacity)):
+        base, slope = _line_below(step_s, batch)
+        first = base * (a_token + a_context * own_prompt) + slope + context * calls.prompt_tokens
+        growth = base * a_context + context
+        seconds = decodes * first + growth * triangle - _positive_sum(first, growth - rate, decodes)
+        best = max(best, seconds, key=np.sum)
+    work: Floats = best + rate * own_prompt
+    return work
+
+
+def longest_call_s(calls: ExpertCalls, engine: EngineLimits, *, prompt_shared: bool) -> float:
+    """Least time of the call with most output tokens, from its first step to its last.
+
+    Token g + 1 costs a step of at least one sequence, or one that recomputes at least g tokens.
+    """
+    i = int(np.argmax(calls.output_tokens))
+    generated = np.arange(1, int(calls.output_tokens[i]))
+    context = calls.prompt_tokens[i] + generated
+    tables, rate = engine.tables, _least_rate(engine.tables.prefill)
+    step_s = np.minimum(
+        min(tables.decode_base[1:]) + tables.decode_context * context,
+        min(tables.mixed_base) + rate * generated,
+    )
+    if engine.mixes_prefill:
+        step_s = np.minimum(step_s, min(tables.mixed_base[1:]) + tables.mixed_context * context)
+    prompt = 0.0 if prompt_shared else calls.prompt_tokens[i]
+    return float(min(tables.mixed_base) + rate * prompt + step_s.sum())
+
+
+def _decode_steps(engine: EngineLimits) -> tuple[Floats, float]:
+    """Least cost of a step by its decode sequences 1, 2, ..., and the least cost of a token it attends."""
+    tables, end = engine.tables, engine.max_num_seqs + 1
+    decode = np.array(tables.decode_base[1:end])
+    if not engine.mixes_prefill:
+        return decode, tables.decode_context
+    return np.minimum(decode, tables.mixed_base[1:end]), min(tables.decode_context, tables.mixed_context)
+
+
+def _prefill_rate(engine: EngineLimits) -> float:
+    """Least seconds a prefilled token costs; a step that stands alone shares its base among its tokens."""
+    base = 0.0 if engine.mixes_prefill else engine.tables.mixed_base[0]
+    return _least_rate([base + seconds for seconds in engine.tables.prefill])
+
+
+def _least_rate(prefill: Sequence[float]) -> float:
+    """Least seconds a token in a table by tokens; 0 for a table that ends at no tokens."""
+    seconds = np.array(prefill[1:])
+    return float((seconds / np.arange(1, len(prefill))).min()) if len(seconds) else 0.0
+
+
+def _line_below(step_s: Floats, batch: float) -> tuple[float, float]:
+    """Base and slope, neither negative, of a line below ``step_s[B - 1]`` for all B, high at ``batch``.
+
+    The table's own slopes are tried, its chord, a constant and a line through the origin; whatever the slope,
+    the base is taken so that the line stays below.
+    """
+    sizes = np.arange(1, len(step_s) + 1)
+    chord = (step_s[-1] - step_s[0]) / max(len(step_s) - 1, 1)
+    slopes = np.unique([0.0, (step_s / sizes).min(), chord, *np.diff(step_s)])
+    slopes = slopes[slopes >= 0]
+    bases = (step_s - slopes[:, None] * sizes).min(axis=1)
+    height = np.where(bases >= 0, bases + slopes * max(batch, 1.0), -np.inf)
+    best = int(np.argmax(height))
+    return float(bases[best]), float(slopes[best])
+
+
+def _positive_sum(first: Floats, growth: float, terms: Floats) -> Floats:
+    """Sum of ``max(0, first + growth g)`` over g = 1..terms, elementwise; ``first`` is not negative."""
+    last = terms if growth >= 0 else np.minimum(np.floor(first / -growth), terms)
+    total: Floats = last * first + growth * last * (last + 1) / 2
+    return total
