@@ -155,9 +155,9 @@ class SimulatedExecutor:
     def run(self, handler: Handler) -> float:
         """See Executor. Raises MosaicsimError when work is left but no worker will ever come back."""
         self._handler = handler
+        self.env.process(self._begin())
         for worker, failures in self._cluster.failures.items():
             self.env.process(self._fail(worker, iter(failures)))
-        self.env.process(self._begin())
         try:
             self.env.run(until=self._finished)
         except RuntimeError as error:
@@ -210,9 +210,9 @@ class SimulatedExecutor:
             self._poke(self._sessions[session])
 
     def _begin(self) -> Generator[simpy.Event, Any, None]:
-        yield self.env.timeout(0)
         self._handler.begin(self)
         self._check_finished()
+        yield self.env.timeout(0)
 
     def _emit(self, event: Event) -> None:
         self._handler.handle(event)
@@ -355,12 +355,14 @@ class SimulatedExecutor:
             cancelled=np.array([row in engine.cancelled for row in rows], np.bool_),
         )
 
-    def _usage(self, session: _Session) -> SessionUsage:
+    def _usage(self, session: _Session, *, lost: bool = False) -> SessionUsage:
         now, stats = float(self.env.now), session.engine.stats
         ready = session.ready_s if session.generating else now
         tail = float(session.walls(np.array([stats.tail_since]))[0]) if stats.tail_since < inf else now
+        # a lost worker cuts an iteration short: what it had spent on it is in no count yet
+        cut = session.tau(now) - session.engine.clock if lost and session.generating else 0.0
         return SessionUsage(
-            session.load_start_s, ready, min(tail, now), now, stats.prefill_s, stats.decode_s, stats.tail_s
+            session.load_start_s, ready, min(tail, now), now, stats.prefill_s, stats.decode_s + cut, stats.tail_s
         )
 
     def _fail(self, worker: int, failures: Iterator[Failure]) -> Generator[simpy.Event, Any, None]:
@@ -389,4 +391,4 @@ class SimulatedExecutor:
             del self._resident[holders]
         self._asleep = {(workers, expert) for workers, expert in self._asleep if worker not in workers}
         now = float(self.env.now)
-        self._emit(WorkerLost(now, worker, {s.spec.session: self._usage(s) for s in lost}))
+        self._emit(WorkerLost(now, worker, {s.spec.session: self._usage(s, lost=True) for s in lost}))

@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from mosaicsim.analysis.result import Result
 from mosaicsim.report.means import BASELINE, Row, baseline_of, best_of, gates_of, rows_of
-from mosaicsim.report.style import GREY, INK, STATES, axes_or_new, ink_on, lighter, rows_only, say
+from mosaicsim.report.style import GREY, INK, STATES, axes_or_new, ink_on, key_above, lighter, rows_only, say
 
 
 def gpu_time(result: Result, ax: Axes | None = None, *, gate: str | None = None) -> Axes:
@@ -22,17 +22,12 @@ def gpu_time(result: Result, ax: Axes | None = None, *, gate: str | None = None)
     for y, row in enumerate(rows):
         _stack(ax, y, row.gpu_time(), most)
     rows_only(ax, [_name(row) for row in rows])
+    ax.set_ylim(len(rows) - 0.45, -0.55)
     ax.set_xlim(0, most * 1.01)
-    ax.set_xlabel("GPU-seconds, from the start to the last answer")
+    ax.set_xlabel(f"GPU-seconds from the start to the last answer, gate {gate}")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    handles = [
-        Patch(facecolor=colour, edgecolor=GREY, linewidth=0.5, label=state) for state, colour in STATES.items()
-    ]
-    ax.legend(
-        handles=handles, ncols=5, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8.5,
-        handlelength=1.2, handleheight=0.9, columnspacing=1.3, borderaxespad=0.2, borderpad=0,
-    )  # fmt: skip
-    say(ax, _waste(rows), " ")
+    lines = key_above(ax, [Patch(fc=c, ec=GREY, lw=0.5, label=state) for state, c in STATES.items()])
+    say(ax, _waste(rows), room=lines)
     return ax
 
 
@@ -50,9 +45,8 @@ def _stack(ax: Axes, y: int, by_state: dict[str, float], most: float) -> None:
 
 def _waste(rows: list[Row]) -> str:
     best, base = best_of(rows), baseline_of(rows)
-    shares = {row.scheduler: _idle_share(row) for row in (base or best, best)}
-    said = [f"{share:.0%} of the GPU time idle under {name}" for name, share in shares.items()]
-    return ", ".join(said).replace("of the GPU time idle under", "under") if len(said) > 2 else ", ".join(said)
+    text = f"GPUs idle {_idle_share(base or best):.0%} of the time under {(base or best).scheduler}"
+    return text if base in (None, best) else f"{text}, {_idle_share(best):.0%} under {best.scheduler}"
 
 
 def _idle_share(row: Row) -> float:
@@ -70,7 +64,10 @@ def speedups(result: Result, ax: Axes | None = None) -> Axes:
     if baseline_of(rows) is None:
         raise ValueError(f"no speedups without {BASELINE}")
     schedulers = [row for row in rows if row.gate == gates[0] and row.scheduler != BASELINE]
-    shades = {gate: lighter(STATES["decode"], 0.25 + 0.5 * i / max(1, len(gates) - 1)) for i, gate in enumerate(gates)}
+    shades = {
+        gate: lighter(STATES["decode"], 0.25 + 0.5 * i / max(1, len(gates) - 1))
+        for i, gate in enumerate(gates)
+    }
     lines = len(gates) + 1
     ax = axes_or_new(ax, 1.6 + len(schedulers) * (0.2 * lines + 0.14))
     for i, scheduler in enumerate(schedulers):
@@ -79,17 +76,20 @@ def speedups(result: Result, ax: Axes | None = None) -> Axes:
         for j, gate in enumerate(gates):
             row = next(r for r in rows if (r.scheduler, r.gate) == (scheduler.scheduler, gate))
             _bar(ax, top + 1 + j, row, "speedup", shades[gate])
-    rows_only(ax, [_name(row) for row in schedulers], [i * (lines + 0.7) + (lines - 1) / 2 for i in range(len(schedulers))])
+    rows_only(
+        ax,
+        [_name(row) for row in schedulers],
+        [i * (lines + 0.7) + (lines - 1) / 2 for i in range(len(schedulers))],
+    )
+    ax.set_ylim(len(schedulers) * (lines + 0.7) - 0.9, -0.8)
     ax.axvline(1, color=INK, linewidth=0.9)
-    ax.set_xlim(0, max(row.values(m).max() for row in rows for m in ("speedup", "expert_stage_speedup")) * 1.1)
-    ax.set_xlabel(f"times as fast as {BASELINE} under the same gate")
+    ax.set_xlim(
+        0, max(row.values(m).max() for row in rows for m in ("speedup", "expert_stage_speedup")) * 1.1
+    )
+    ax.set_xlabel(f"times as fast as {BASELINE} under the same gate; thin line: range of the replicates")
     handles = [Patch(color=STATES["decode"], label="expert stage")]
     handles += [Patch(color=shade, label=f"end to end, {gate}") for gate, shade in shades.items()]
-    ax.legend(
-        handles=handles, ncols=len(handles), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=8.5,
-        handlelength=1.2, handleheight=0.9, columnspacing=1.3, borderaxespad=0.2, borderpad=0,
-    )  # fmt: skip
-    say(ax, _gain(rows), " ")
+    say(ax, _gain(rows), room=key_above(ax, handles))
     return ax
 
 
@@ -108,7 +108,7 @@ def _gain(rows: list[Row]) -> str:
     stage, whole = best.mean("expert_stage_speedup"), best.mean("speedup")
     return (
         f"{best.scheduler} runs the expert stage {stage:.2f}x as fast as {BASELINE}, "
-        f"and the whole batch {whole:.2f}x with gate {best.gate}"
+        f"end to end {whole:.2f}x with {best.gate}"
     )
 
 

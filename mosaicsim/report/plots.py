@@ -46,7 +46,9 @@ def save_to(path: Path, draw: partial[Axes]) -> Path:
         FigureCanvasAgg(figure)
         # no date and no version in the file: the same result gives the same bytes
         metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(path, dpi=160, bbox_inches="tight", pad_inches=0.15, metadata=metadata[path.suffix[1:]])
+        figure.savefig(
+            path, dpi=160, bbox_inches="tight", pad_inches=0.15, metadata=metadata[path.suffix[1:]]
+        )
     return path
 
 

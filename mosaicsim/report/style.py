@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
+from matplotlib.patches import Patch
 from matplotlib.textpath import TextPath
+from matplotlib.transforms import ScaledTranslation
 
 INK, GREY, RULE = "#222222", "#6b6b6b", "#d9d9d9"
 AGGREGATOR = "#4d4d4d"
@@ -36,7 +40,7 @@ LINE_POINTS, KEY_SIZE = 14.0, 8.5
 WIDTH = 9.0
 """Inches; every plot fits a page's width."""
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -75,9 +79,10 @@ def say(ax: Axes, finding: str, detail: str = "", *, room: int = 0) -> None:
 
     ``room`` lines are left free between these and the axes.
     """
-    letters = int(11.2 * width_of(ax))
+    letters = int(10.4 * width_of(ax))
     lines = textwrap.wrap(detail, int(letters * 1.15))
-    title = "\n".join(textwrap.wrap(finding, letters))
+    n_lines = len(textwrap.wrap(finding, letters))
+    title = "\n".join(textwrap.wrap(finding, min(letters, int(1.1 * len(finding) / n_lines) + 8)))
     pad = 10 + 13 * len(lines) + LINE_POINTS * room
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=pad)
     if lines:
@@ -88,19 +93,28 @@ def say(ax: Axes, finding: str, detail: str = "", *, room: int = 0) -> None:
         )  # fmt: skip
 
 
-def key_above(ax: Axes, handles: Sequence[Patch], *, drop: float = 0.0) -> int:
-    """Put a legend above the axes (``drop`` points below their top, if given); how many lines it takes."""
-    longest = max(text_points(handle.get_label(), KEY_SIZE) for handle in handles) + 32
-    fit = max(1, int(width_of(ax) * 72 * 0.85 / longest))
-    columns = min(fit, len(handles))
-    height = float(ax.figure.get_figure(root=True).get_size_inches()[1]) * 72
-    legend = ax.legend(
-        handles=list(handles), ncols=columns, loc="upper left" if drop else "lower left",
-        bbox_to_anchor=(0, -drop / height if drop else 1.0), frameon=False, fontsize=KEY_SIZE,
-        handlelength=1.3, handleheight=0.9, columnspacing=1.3, borderaxespad=0.2, borderpad=0,
+def key_above(ax: Axes, handles: Sequence[Patch], *, lift: int = 0) -> int:
+    """Put a legend above the axes, over ``lift`` lines that are taken already; return the lines it takes."""
+    columns = _columns_that_fit(handles, width_of(ax) * 72 * 0.85)
+    root = ax.figure.get_figure(root=True)
+    raised = ax.transAxes + ScaledTranslation(0, lift * LINE_POINTS / 72, root.dpi_scale_trans)
+    legend = Legend(
+        ax, list(handles), [str(handle.get_label()) for handle in handles], ncols=columns, loc="lower left",
+        bbox_to_anchor=(0, 1), bbox_transform=raised, frameon=False, fontsize=KEY_SIZE, handlelength=1.3,
+        handleheight=0.9, columnspacing=1.3, borderaxespad=0.2, borderpad=0, labelspacing=0.35,
     )  # fmt: skip
     ax.add_artist(legend)
     return -(-len(handles) // columns)
+
+
+def _columns_that_fit(handles: Sequence[Patch], points: float) -> int:
+    """The most legend columns, filled one after another, that are not wider together than ``points``."""
+    widths = [text_points(str(handle.get_label()), KEY_SIZE) + 32 for handle in handles]
+    for columns in range(len(widths), 1, -1):
+        height = -(-len(widths) // columns)
+        if sum(max(widths[i : i + height]) for i in range(0, len(widths), height)) <= points:
+            return columns
+    return 1
 
 
 def rows_only(ax: Axes, labels: Sequence[str], at: Sequence[float] | None = None) -> None:
@@ -119,7 +133,8 @@ def expert_colours(experts: Sequence[str]) -> dict[str, str]:
 
 def lighter(colour: str, share: float = 0.5) -> str:
     """``colour`` mixed with white."""
-    return to_hex(tuple(c + (1 - c) * share for c in to_rgb(colour)))
+    red, green, blue = (c + (1 - c) * share for c in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def ink_on(colour: str) -> str:

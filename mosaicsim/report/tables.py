@@ -196,13 +196,14 @@ def _codes(column: pa.ChunkedArray, names: Sequence[str]) -> npt.NDArray[Any]:
     """Index of each value in ``names``, -1 for null."""
     dictionary = column.combine_chunks().dictionary.to_pylist()
     place = {name: i for i, name in enumerate(names)}
-    return np.array([*(place.get(name, UNKNOWN) for name in dictionary), UNKNOWN])[_indices(column)]
+    codes = np.array([*(place.get(name, UNKNOWN) for name in dictionary), UNKNOWN])
+    return np.asarray(codes[_indices(column)])
 
 
 def _strings(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """The text of a column that has no nulls, as numpy strings."""
     names = column.combine_chunks().dictionary.to_pylist()
-    return np.array(names or [""], np.str_)[_indices(column)]
+    return np.asarray(np.array(names or [""], np.str_)[_indices(column)])
 
 
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mosaicsim.analysis.result import Result
-from mosaicsim.report.facts import Bucket, agreement, call_counts, experts_of, lengths_of
+from mosaicsim.report.facts import Bucket, CallCounts, agreement, call_counts, experts_of, lengths_of
 from mosaicsim.report.style import GREY, INK, STATES, axes_or_new, expert_colours, lighter, rows_only, say
 from mosaicsim.workload.calls import Floats, Ints
 
@@ -21,10 +21,15 @@ def lengths(result: Result, ax: Axes | None = None) -> Axes:
     for y, (name, tokens) in enumerate(found.items()):
         _ridge(ax, y, tokens, colours[name])
     rows_only(ax, [f"{name}\n{len(tokens):,} calls" for name, tokens in found.items()])
-    ax.set_ylim(len(found) - 0.6, -0.95)
+    ax.set_ylim(len(found) - 0.75, -0.95)
+    ax.set_xlim(right=6 * max(tokens.max() for tokens in found.values()))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     ax.set_xlabel("output tokens of a call")
-    say(ax, _length_finding(found), "dot: mean · line: from the median to the 99th percentile")
+    say(
+        ax,
+        _length_finding(found),
+        "density over log length, all replicates · dot: mean · line: from the median to the 99th percentile",
+    )
     return ax
 
 
@@ -32,11 +37,12 @@ def _ridge(ax: Axes, y: int, tokens: Ints, colour: str) -> None:
     """One expert: a smoothed histogram of the log-lengths, and its marks below."""
     at, density = _density(tokens)
     ax.fill_between(at, y - 0.82 * density / density.max(), y, color=lighter(colour, 0.35), linewidth=0)
-    ax.plot([np.median(tokens), np.percentile(tokens, 99)], [y + 0.07] * 2, color=colour, linewidth=1.6)
-    ax.plot(tokens.mean(), y + 0.07, "o", color=colour, markersize=5, markeredgecolor="white")
+    ax.plot([np.median(tokens), np.percentile(tokens, 99)], [y + 0.11] * 2, color=colour, linewidth=1.6)
+    ax.plot(tokens.mean(), y + 0.11, "o", color=colour, markersize=5, markeredgecolor="white")
+    high = np.percentile(tokens, 99)
     ax.annotate(
-        f"{tokens.mean():,.0f}", (tokens.mean(), y + 0.07), xytext=(0, -6), textcoords="offset points",
-        ha="center", va="top", fontsize=8, color=INK, fontweight="bold",
+        f"mean {tokens.mean():,.0f}, p99 {high:,.0f}", (high, y + 0.11), xytext=(5, -1),
+        textcoords="offset points", va="center", fontsize=8, color=INK,
     )  # fmt: skip
 
 
@@ -67,29 +73,37 @@ def popularity(result: Result, ax: Axes | None = None) -> Axes:
     names = [counts.experts[i] for i in order]
     ax = axes_or_new(ax, 1.5 + 0.34 * len(names))
     written = np.array([lengths_of(result, name).sum() for name in names], np.float64)
+    shares = written / written.sum()
     for y, (name, calls) in enumerate(zip(names, counts.calls[order], strict=True)):
         ax.barh(y, calls, 0.72, color=colours[name], linewidth=0)
         ax.annotate(
-            f"{calls:,.0f} calls ({calls / counts.calls.sum():.0%}), {written[y] / written.sum():.0%} of the tokens",
+            f"{calls:,.0f} calls ({calls / counts.calls.sum():.0%}), {shares[y]:.0%} of the tokens",
             (calls, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
     rows_only(ax, names)
-    ax.set_xlim(0, counts.calls.max() * 1.3)
+    ax.set_ylim(len(names) - 0.45, -0.55)
+    ax.set_xlim(0, counts.calls.max() * 1.35)
     ax.set_xlabel("calls, mean of the replicates" if len(result.workloads) > 1 else "calls")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    least = next(name for name in reversed(names) if counts.calls[counts.experts.index(name)] > 0)
     say(
         ax,
-        f"{names[0]} is called {counts.max_min:.3g} times as often as {least}",
-        f"largest over smallest number of calls {counts.max_min:.2f}, coefficient of variation {counts.cv:.2f}",
+        _popularity_finding(counts, names),
+        f"max/min {counts.max_min:.2f}, coefficient of variation {counts.cv:.2f}",
     )
     return ax
 
 
+def _popularity_finding(counts: CallCounts, ranked: list[str]) -> str:
+    called = [name for name in ranked if counts.calls[counts.experts.index(name)] > 0]
+    if len(called) == 1:
+        return f"Every call goes to {called[0]}"
+    return f"{called[0]} is called {counts.max_min:.3g} times as often as {called[-1]}"
+
+
 def agreement_buckets(result: Result, ax: Axes | None = None) -> Axes:
-    """Questions by how many of their experts agree; what each bucket costs, is worth, and which gate skips it."""
+    """Questions by how many of their calls agree: its cost, how often it is right, who skips it."""
     buckets = agreement(result)
-    ax = axes_or_new(ax, 1.9 + 0.5 * len(buckets))
+    ax = axes_or_new(ax, 1.3 + 0.4 * len(buckets))
     for y, bucket in enumerate(buckets):
         ax.barh(y, bucket.share, 0.6, color=lighter(STATES["decode"], 0.28 * y), linewidth=0)
         ax.annotate(
@@ -97,35 +111,39 @@ def agreement_buckets(result: Result, ax: Axes | None = None) -> Axes:
             fontsize=9, fontweight="bold",
         )  # fmt: skip
     rows_only(ax, [bucket.name for bucket in buckets])
-    ax.set_xlim(0, 2.9 * max(bucket.share for bucket in buckets))
+    ax.set_xlim(0, 2.8 * max(bucket.share for bucket in buckets))
     ax.spines["bottom"].set_visible(False)
     ax.tick_params(axis="x", length=0, labelbottom=False)
     _columns(ax, buckets)
-    say(ax, _agreement_finding(buckets), " \n ")
+    say(ax, _agreement_finding(buckets), room=3)
     return ax
 
 
 def _columns(ax: Axes, buckets: list[Bucket]) -> None:
     """Figures of each bucket in columns to the right of its bar."""
     columns = [
-        ("tokens a\nquestion", [f"{bucket.tokens:,.0f}" for bucket in buckets]),
+        ("tokens\na call", [f"{bucket.tokens:,.0f}" for bucket in buckets]),
         ("plurality\nright", [f"{bucket.plurality_right:.1%}" for bucket in buckets]),
         ("aggregator\nright", [f"{bucket.aggregator_right:.1%}" for bucket in buckets]),
     ]
     for gate in buckets[0].skipped:
-        cells = ["all" if b.skipped[gate] == 1 else f"{b.skipped[gate]:.0%}" if b.skipped[gate] else "-" for b in buckets]
-        columns.append((f"skipped by\n{gate.replace('(', ' (').replace('plurality ', '')}", cells))
-    for x, (header, cells) in zip(np.linspace(0.46, 1.0, len(columns)), columns, strict=True):
-        ax.annotate(header, (x, 1), xycoords="axes fraction", ha="right", va="bottom", fontsize=8, color=GREY)
+        shares = [bucket.skipped[gate] for bucket in buckets]
+        if any(shares):
+            header = "skipped by\n" + gate.replace("(", "\n(")
+            columns.append((header, ["all" if s == 1 else f"{s:.0%}" if s else "none" for s in shares]))
+    for x, (header, cells) in zip(np.linspace(0.53, 1.0, len(columns)), columns, strict=True):
+        ax.annotate(
+            header, (x, 1), xytext=(0, 3), xycoords="axes fraction", textcoords="offset points", ha="right",
+            va="bottom", fontsize=8, color=GREY,
+        )  # fmt: skip
         for y, cell in enumerate(cells):
             ax.annotate(cell, (x, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
 
 
 def _agreement_finding(buckets: list[Bucket]) -> str:
     first, last = buckets[0], buckets[-1]
+    how_many = f"All {first.k}" if first.votes == first.k else f"{first.votes} of {first.k}"
+    agreed = f"{how_many} calls agree on {first.share:.0%} of the questions"
     if first is last:
-        return f"All questions are {first.name}"
-    return (
-        f"{first.share:.0%} of the questions are {first.name}; those that are {last.name} take "
-        f"{last.tokens / first.tokens:.1f} times as many tokens"
-    )
+        return agreed
+    return f"{agreed}; the {last.name} questions take {last.tokens / first.tokens:.1f} times as many tokens"

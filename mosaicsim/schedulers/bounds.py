@@ -233,6 +233,9 @@ def _line_below(step_s: Floats, batch: float) -> tuple[float, float]:
 
 def _positive_sum(first: Floats, growth: float, terms: Floats) -> Floats:
     """Sum of ``max(0, first + growth g)`` over g = 1..terms, elementwise; ``first`` is not negative."""
-    last = terms if growth >= 0 else np.minimum(np.floor(first / -growth), terms)
+    last = terms
+    if growth < 0:
+        # the nudge keeps a quotient that rounded down from losing a term; one too many is about zero
+        last = np.minimum(np.floor(np.minimum(first, -growth * terms) / -growth + 1e-9), terms)
     total: Floats = last * first + growth * last * (last + 1) / 2
     return total

@@ -1,0 +1,196 @@
+"""Whole runs: every call ends once, in order, under any scheduler, gate, failure and sharing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import AGGREGATOR, make_workload, run
+
+from mosaicsim.aggregation.base import ASK
+from mosaicsim.errors import MosaicsimError
+from mosaicsim.executors.simulated import Failure
+from mosaicsim.runtime.orchestrator import Orchestrator
+from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
+
+SCHEDULERS = ["round_robin", "data_parallel", "greedy", "ilp", "oracle"]
+GATES: list[tuple[str, dict[str, Any]]] = [
+    ("always", {}),
+    ("plurality", {"tau": 1}),
+    ("plurality", {"tau": "2/3"}),
+    ("plurality", {"tau": "2/3", "cancel_pending": True}),
+]
+
+failures = st.dictionaries(
+    st.integers(0, 2),
+    st.lists(
+        st.tuples(st.floats(0.0, 40.0), st.one_of(st.none(), st.floats(0.1, 20.0))), min_size=1, max_size=2
+    ),
+    max_size=2,
+)
+
+
+def check(orchestrator: Orchestrator, makespan: float, n_calls: int) -> None:
+    """Conservation and causality, and that workers never run more sessions than they may."""
+    log = orchestrator.log
+    asked = n_calls + np.flatnonzero(orchestrator.accepted == ASK)
+    assert (log.status[:n_calls] != PENDING).all()
+    assert (log.status[asked] == FINISHED).all()
+    skipped = np.setdiff1d(np.arange(n_calls, log.n_calls), asked)
+    assert (log.status[skipped] == PENDING).all()
+    done = log.status == FINISHED
+    assert (log.start_s[done] <= log.first_token_s[done]).all()
+    assert (log.first_token_s[done] <= log.finish_s[done]).all()
+    assert log.finish_s.max() <= makespan
+    for number in np.unique(log.session[log.session >= 0]):
+        usage = log.sessions[number].usage
+        assert usage is not None
+        mine = done & (log.session == number)
+        assert (log.start_s[mine] >= usage.ready_s - 1e-9).all()
+        assert (log.finish_s[mine] <= usage.end_s + 1e-9).all()
+    # the barrier: no aggregator call starts before the last expert call has ended
+    if len(asked):
+        assert log.start_s[asked].min() >= log.finish_s[:n_calls].max()
+
+
+def held(orchestrator: Orchestrator, worker: int) -> list[tuple[float, float]]:
+    rows = [r for r in orchestrator.log.sessions.values() if worker in r.spec.workers and r.usage]
+    return sorted((r.usage.load_start_s, r.usage.end_s) for r in rows if r.usage)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_every_call_ends_once(scheduler: str, gate: tuple[str, dict[str, Any]]) -> None:
+    workload = make_workload(60)
+    orchestrator, makespan = run(workload, scheduler, gate)
+    check(orchestrator, makespan, len(workload.calls))
+    for worker in range(3):
+        intervals = held(orchestrator, worker)
+        assert all(a[1] <= b[0] for a, b in zip(intervals, intervals[1:], strict=False)), (
+            "one model at a time"
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(SCHEDULERS),
+    st.sampled_from(GATES),
+    failures,
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(0, 1000),
+)
+def test_nothing_is_lost_when_workers_are(
+    scheduler: str,
+    gate: tuple[str, dict[str, Any]],
+    planned: dict[int, list[tuple[float, float | None]]],
+    slots: int,
+    n_experts: int,
+    seed: int,
+) -> None:
+    workload = make_workload(12, n_experts=n_experts, seed=seed)
+    plan = {}
+    for worker, moments in planned.items():
+        at, plan[worker] = 0.0, []
+        for gap, down in moments:
+            at += gap
+            plan[worker].append(Failure(at, down))
+            if down is None:
+                break
+            at += down
+    orchestrator, makespan = run(workload, scheduler, gate, failures=plan, slots=slots)
+    check(orchestrator, makespan, len(workload.calls))
+
+
+def test_finished_calls_survive_a_lost_worker_and_run_once() -> None:
+    workload = make_workload(60)
+    undisturbed, _ = run(workload, "round_robin")
+    middle = float(np.median(undisturbed.log.finish_s[: len(workload.calls)]))
+    orchestrator, makespan = run(workload, "round_robin", failures={1: [Failure(middle, None)]})
+    check(orchestrator, makespan, len(workload.calls))
+    lost = [n for n, row in orchestrator.log.sessions.items() if row.lost]
+    assert lost
+    before = orchestrator.log.finish_s[np.isin(orchestrator.log.session, lost)]
+    assert len(before)
+    assert (before <= middle).all()
+    later = [row for row in orchestrator.log.sessions.values() if row.started_s >= middle]
+    assert all(1 not in row.spec.workers for row in later)
+
+
+def test_losing_every_worker_for_good_is_an_error() -> None:
+    with pytest.raises(MosaicsimError, match="give failures a down_s"):
+        run(make_workload(60), "greedy", failures={w: [Failure(5.0, None)] for w in range(3)})
+
+
+def test_a_plan_that_a_lost_worker_makes_infeasible_falls_back_and_says_so() -> None:
+    """Five experts, three workers, two models each: two workers are too few for the ilp's K."""
+    workload = make_workload(40, n_experts=5)
+    orchestrator, makespan = run(
+        workload, "ilp", n_workers=3, failures={0: [Failure(1.0, None)], 1: [Failure(1.5, None)]}
+    )
+    check(orchestrator, makespan, len(workload.calls))
+    assert any("replanned by greedy" in note for note in orchestrator.log.notes)
+
+
+def test_cancelling_pending_calls_saves_tokens_and_keeps_the_answers() -> None:
+    workload = make_workload(80, answers=2)
+    plain, _ = run(workload, "greedy", ("plurality", {"tau": "2/3"}))
+    saving, _ = run(workload, "greedy", ("plurality", {"tau": "2/3", "cancel_pending": True}))
+    n = len(workload.calls)
+    assert (saving.log.status[:n] == CANCELLED).sum() > 0
+    assert saving.log.output_tokens[:n].sum() < plain.log.output_tokens[:n].sum()
+    assert saving.expert_stage_s <= plain.expert_stage_s
+    np.testing.assert_array_equal(saving.accepted, plain.accepted)
+
+
+def test_data_parallel_waits_at_its_barriers() -> None:
+    workload = make_workload(60)
+    orchestrator, _ = run(workload, "data_parallel")
+    rows = [r for r in orchestrator.log.sessions.values() if r.stage == "expert"]
+    by_expert: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        assert row.usage is not None
+        by_expert.setdefault(row.spec.expert, []).append((row.usage.load_start_s, row.usage.end_s))
+    spans = list(by_expert.values())
+    assert len(spans) == 3
+    for earlier, later in zip(spans, spans[1:], strict=False):
+        assert max(end for _, end in earlier) <= min(start for start, _ in later)
+
+
+@pytest.mark.parametrize(("tp", "instances"), [(1, 3), (2, 1), (3, 1)])
+def test_the_aggregator_takes_groups_of_workers(tp: int, instances: int) -> None:
+    orchestrator, _ = run(make_workload(30), "round_robin", tp=tp)
+    rows = [r for r in orchestrator.log.sessions.values() if r.spec.expert == AGGREGATOR]
+    assert len(rows) == instances
+    assert all(len(r.spec.workers) == tp for r in rows)
+    assert sum(len(r.spec.call_ids) for r in rows) == 30
+
+
+def test_a_gate_that_skips_everything_needs_no_aggregator() -> None:
+    workload = make_workload(30, answers=1)
+    orchestrator, makespan = run(workload, "greedy", ("plurality", {"tau": "1/3"}))
+    skipped = orchestrator.accepted != ASK
+    if skipped.all():
+        assert makespan == orchestrator.expert_stage_s
+    assert skipped.sum() > 20
+
+
+def test_an_aggregator_worker_lost_in_the_middle_is_replaced() -> None:
+    workload = make_workload(60)
+    undisturbed, makespan = run(workload, "greedy")
+    during = (undisturbed.expert_stage_s + makespan) / 2
+    orchestrator, later = run(workload, "greedy", failures={2: [Failure(during, None)]})
+    check(orchestrator, later, len(workload.calls))
+    assert later > makespan
+
+
+def test_stepping_and_running_through_agree() -> None:
+    workload = make_workload(60)
+    for scheduler in ("greedy", "data_parallel"):
+        stepped, a = run(workload, scheduler, reactive=True)
+        through, b = run(workload, scheduler, reactive=False)
+        assert a == pytest.approx(b, rel=1e-9)
+        np.testing.assert_allclose(stepped.log.finish_s, through.log.finish_s, rtol=1e-9)

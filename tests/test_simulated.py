@@ -1,0 +1,173 @@
+"""The simulated executor: the conformance suite, and what only a simulation promises."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from executor_conformance import Conformance, Script, session, sessions_ended
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosaicsim.errors import InfeasibleError, MosaicsimError
+from mosaicsim.executors.engine import EngineConfig
+from mosaicsim.executors.simulated import (
+    EngineSpec,
+    Failure,
+    SessionCache,
+    SimulatedCluster,
+    SimulatedExecutor,
+)
+from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
+from mosaicsim.runtime.events import SessionEnded, SessionReady, SessionUsage
+
+LATENCY = TwoRegimeLatency(0.01, 1e-4, 1e-7, 0.008, 1e-4, 5e-5, 1e-7)
+CONFIG = EngineConfig("v1", 2, 512, 16, 4000, prefix_caching=True)
+SPEC = EngineSpec(CONFIG, LATENCY.compile(2, 512, HostOverhead()), load_s=10.0, disk_s=6.0, wake_s=1.5)
+
+
+def cluster(**changes: object) -> SimulatedCluster:
+    return replace(SimulatedCluster(lambda expert, workers: SPEC, hosts=(0, 0)), **changes)  # type: ignore[arg-type]
+
+
+class TestConformance(Conformance):
+    def executor(
+        self, lengths: list[int], *, failures: dict[int, tuple[float, float | None]] | None = None
+    ) -> SimulatedExecutor:
+        planned = {w: [Failure(at, down)] for w, (at, down) in (failures or {}).items()}
+        return SimulatedExecutor(cluster(failures=planned), np.array(lengths), reactive=True)
+
+    def session_seconds(self) -> float:
+        return 12.0
+
+
+class TestConformanceOfLanes(TestConformance):
+    """The same with two experts to a GPU."""
+
+    def executor(
+        self, lengths: list[int], *, failures: dict[int, tuple[float, float | None]] | None = None
+    ) -> SimulatedExecutor:
+        planned = {w: [Failure(at, down)] for w, (at, down) in (failures or {}).items()}
+        return SimulatedExecutor(cluster(failures=planned, slots=2), np.array(lengths), reactive=True)
+
+
+def usages(script: Script) -> list[SessionUsage]:
+    return [e.usage for e in script.events if isinstance(e, SessionEnded)]
+
+
+lengths_lists = st.lists(st.integers(1, 300), min_size=2, max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths_lists, st.one_of(st.none(), st.floats(1.0, 30.0)))
+def test_running_through_equals_stepping(lengths: list[int], fails_at: float | None) -> None:
+    """A session run in one go, the same stepped with SimPy, and the same from the cache."""
+    n = len(lengths)
+    specs = [session(0, (0,), "a", range(n // 2)), session(1, (1,), "b", range(n // 2, n))]
+    failures = {} if fails_at is None else {0: [Failure(fails_at, None)]}
+    cache: SessionCache = {}
+    outcomes = []
+    for reactive in (False, True, False):
+        script = Script(specs, sessions_ended(1) if failures else sessions_ended(0, 1))
+        executor = SimulatedExecutor(
+            cluster(failures=failures), np.array(lengths), reactive=reactive, cache=cache
+        )
+        executor.run(script)
+        outcomes.append({c: (f["start"], f["first"], f["finish"]) for c, f in script.calls().items()})
+    for call, times in outcomes[0].items():
+        if call in outcomes[1]:
+            assert outcomes[1][call] == pytest.approx(times, rel=1e-9)
+    assert outcomes[2] == outcomes[0]
+    if not failures:
+        assert set(outcomes[0]) == set(outcomes[1]) == set(range(n))
+
+
+def test_one_call_alone_takes_what_the_formula_says() -> None:
+    script = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
+    end = SimulatedExecutor(cluster(), np.array([50])).run(script)
+    prefill = 0.008 + 5e-5 * 20
+    decode = sum(0.01 + 1e-4 + 1e-7 * (20 + g) for g in range(1, 50))
+    assert end == pytest.approx(10.0 + prefill + decode, rel=1e-12)
+    assert script.calls()[0]["first"] == pytest.approx(10.0 + prefill, rel=1e-12)
+
+
+def test_loads_share_a_host_disk() -> None:
+    """Two loads at once on a disk that feeds one: each reads at half speed, so 4 + 12 s instead of 4 + 6 s."""
+    specs = [session(0, (0,), "a", range(1)), session(1, (1,), "b", range(1, 2))]
+    script = Script(specs, sessions_ended(0, 1))
+    SimulatedExecutor(cluster(disk_streams=(1.0,)), np.array([5, 5])).run(script)
+    assert [e.at_s for e in script.of(SessionReady)] == pytest.approx([16.0, 16.0])
+
+
+def test_loads_on_two_hosts_do_not() -> None:
+    specs = [session(0, (0,), "a", range(1)), session(1, (1,), "b", range(1, 2))]
+    script = Script(specs, sessions_ended(0, 1))
+    SimulatedExecutor(cluster(hosts=(0, 1), disk_streams=(1.0, 1.0)), np.array([5, 5])).run(script)
+    assert [e.at_s for e in script.of(SessionReady)] == pytest.approx([10.0, 10.0])
+
+
+def chain(experts: str, **changes: object) -> list[SessionUsage]:
+    """Sessions of one short call each, one after another on worker 0."""
+
+    def react(executor: object, event: object) -> None:
+        if isinstance(event, SessionEnded) and event.session + 1 < len(experts):
+            n = event.session + 1
+            executor.start_session(session(n, (0,), experts[n], range(n, n + 1)))  # type: ignore[attr-defined]
+
+    script = Script([session(0, (0,), experts[0], range(1))], sessions_ended(len(experts) - 1), react)
+    SimulatedExecutor(cluster(**changes), np.array([5] * len(experts))).run(script)
+    return usages(script)
+
+
+def test_a_model_that_is_still_there_is_not_loaded_again() -> None:
+    loads = [u.ready_s - u.load_start_s for u in chain("aab")]
+    assert loads == pytest.approx([10.0, 0.0, 10.0])
+
+
+def test_a_model_that_had_to_go_is_loaded_again() -> None:
+    loads = [u.ready_s - u.load_start_s for u in chain("aba")]
+    assert loads == pytest.approx([10.0, 10.0, 10.0])
+
+
+def test_sleeping_engines_are_woken() -> None:
+    loads = [u.ready_s - u.load_start_s for u in chain("abab", keep_asleep=True)]
+    assert loads == pytest.approx([10.0, 10.0, 1.5, 1.5])
+
+
+def test_two_experts_on_one_gpu_share_its_time() -> None:
+    """Alone a session takes T; together each runs at half speed, so both end 2T after they were loaded."""
+    alone = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
+    SimulatedExecutor(cluster(), np.array([100])).run(alone)
+    seconds = usages(alone)[0].end_s - usages(alone)[0].ready_s
+
+    specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
+    together = Script(specs, sessions_ended(0, 1))
+    SimulatedExecutor(cluster(slots=2), np.array([100, 100])).run(together)
+    assert [u.end_s - u.ready_s for u in usages(together)] == pytest.approx([2 * seconds] * 2)
+    calls = together.calls()
+    assert calls[0]["finish"] == pytest.approx(10.0 + 2 * seconds)
+
+
+def test_the_rest_runs_at_full_speed_once_alone() -> None:
+    specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
+    script = Script(specs, sessions_ended(0, 1))
+    SimulatedExecutor(cluster(slots=2), np.array([50, 100])).run(script)
+    short, long = usages(script)
+    work = {n: 0.008 + 5e-5 * 20 + sum(0.0101 + 1e-7 * (20 + g) for g in range(1, n)) for n in (50, 100)}
+    assert short.end_s == pytest.approx(10.0 + 2 * work[50])
+    assert long.end_s == pytest.approx(10.0 + work[50] + work[100])
+
+
+def test_a_call_that_cannot_fit_is_refused_before_anything_loads() -> None:
+    script = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
+    with pytest.raises(InfeasibleError, match=r"a on worker \(0,\): a call needs 70019 tokens .* has 64000"):
+        SimulatedExecutor(cluster(), np.array([70_000])).run(script)
+    assert script.events == []
+
+
+def test_work_left_and_no_worker_is_an_error() -> None:
+    failing = cluster(failures={0: [Failure(12.0, None)]})
+    script = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
+    with pytest.raises(MosaicsimError, match="every worker that could go on is lost at 12.0 s"):
+        SimulatedExecutor(failing, np.array([10_000])).run(script)
