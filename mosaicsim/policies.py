@@ -21,7 +21,7 @@ class PolicyKind(Enum):
     GATE = "gate"
     ROUTER = "router"
 
-    @cache  # noqa: B019  # three members that live as long as the program
+    @cache
     def available(self) -> dict[str, type[Any]]:
         """Classes of this kind by name, third parties' included."""
         if self is PolicyKind.SCHEDULER:

@@ -1,4 +1,4 @@
-"""Named random streams: each part of a run draws from its own, so that changing one leaves the others alone."""
+"""Named random streams: each part of a run draws from its own, so that a change to one leaves the others."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mosaicsim.executors.engine import Engine, EngineConfig
 from mosaicsim.hardware.latency import HostOverhead, StepTables, TwoRegimeLatency
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
-from mosaicsim.workload.calls import CallTable
+from mosaicsim.workload.calls import CallTable, Ints
 
 A100 = TwoRegimeLatency(11.2e-3, 0.033e-3, 8.0e-8, 8.25e-3, 0.05e-3, 0.054e-3, 8.2e-8)
 """Llama-3.1-8B on an A100: shared/data/stats' fit of ai-dynamo/aiconfigurator's tables (Apache-2.0)."""
@@ -85,8 +85,11 @@ def test_only_finished_calls_and_unshared_prompts_are_charged() -> None:
     calls, output = table([0] * 3, [4000] * 3, [5, 5, 6]), np.ones(3, np.int64)
     prompt_s = 4000 * 0.054e-3
 
-    def generate(**how: object) -> float:
-        return expert_stage_lower_bound(calls, output, [[limits(load_s=0.0)]], **how).work_s  # type: ignore[arg-type] # options by name
+    def generate(finished: Ints | None = None, prefix_caching: bool = False) -> float:
+        engines = [[limits(load_s=0.0)]]
+        return expert_stage_lower_bound(
+            calls, output, engines, finished=finished, prefix_caching=prefix_caching
+        ).work_s
 
     assert generate() == pytest.approx(3 * prompt_s)
     assert generate(prefix_caching=True) == pytest.approx(2 * prompt_s)
@@ -172,14 +175,15 @@ def test_tokens_that_come_out_of_recomputation_are_not_charged_as_decodes() -> N
 
 
 def test_a_decode_beside_prefill_may_be_cheaper_than_alone() -> None:
-    """Here every token of the long call comes out of a step with prefill, and those are free."""
-    dear_decode = TwoRegimeLatency(1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0).compile(2, 2, HostOverhead())
-    engine = Engine(EngineConfig("v1", 2, 2, 1, 100), dear_decode)
+    """Every token of the long call comes out of a step that prefills one token of the long prompt."""
+    tables = TwoRegimeLatency(1.0, 0.0, 0.0, 0.0, 0.0, 0.01, 0.0).compile(2, 2, HostOverhead())
+    engine = Engine(EngineConfig("v1", 2, 2, 1, 100), tables)
     engine.add([1, 40], [20, 1])
     engine.advance()
-    assert engine.clock == 0.0
-    limit = EngineLimits(dear_decode, 0.0, 100, 2, mixes_prefill=True)
-    assert expert_stage_lower_bound(table([0, 0], [1, 40]), np.array([20, 1]), [[limit]]).seconds == 0.0
+    assert engine.clock == pytest.approx(41 * 0.01)
+    limit = EngineLimits(tables, 0.0, 100, 2, mixes_prefill=True)
+    bound = expert_stage_lower_bound(table([0, 0], [1, 40]), np.array([20, 1]), [[limit]]).seconds
+    assert bound == pytest.approx(engine.clock)
 
 
 def test_a_saturated_engine_comes_close_to_the_bound() -> None:

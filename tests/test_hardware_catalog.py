@@ -93,6 +93,7 @@ BILLIONS = {
     "qwen3-14b": 14.77,
     "qwen2.5-32b": 32.76,
     "qwen3-32b": 32.76,
+    "qwen3-30b-a3b": 30.53,
 }
 
 
@@ -185,6 +186,37 @@ def test_derived_models_say_so_and_composed_ones_too() -> None:
         source = CATALOG.profile(model, "h100").sources["latency"]
         assert source.startswith("derived: llama-3.1-8b x ")
     assert CATALOG.profile("qwen2.5-7b", "h100").sources["latency"].startswith("composed")
+
+
+def test_a_mixture_streams_what_its_sequences_picked() -> None:
+    """Between its 3 billion active weights at one sequence and all 30 billion at many."""
+    mixture, dense = (CATALOG.architecture(m) for m in ("qwen3-30b-a3b", "qwen3-8b"))
+    assert (mixture.parameters - 30.53e9, mixture.active_parameters - 3.04e9) == pytest.approx(
+        (0, 0), abs=6e6
+    )
+    own, theirs = (
+        CATALOG.profile(m, "a100-80g").latency.compile(2048, 4096, HostOverhead())
+        for m in ("qwen3-30b-a3b", "qwen3-8b")
+    )
+    active = mixture.active_parameters / dense.matmul_parameters
+    whole = mixture.matmul_parameters / dense.matmul_parameters
+    assert own.decode_base[1] / theirs.decode_base[1] == pytest.approx(active)
+    assert own.decode_base[64] > 0.9 * whole * theirs.decode_base[0]
+    slopes = (
+        own.decode_base[2048] - own.decode_base[1500],
+        theirs.decode_base[2048] - theirs.decode_base[1500],
+    )
+    assert slopes[0] / slopes[1] == pytest.approx(active, rel=1e-3)
+    # A short prefill takes as long as the weights do, a long one as its arithmetic.
+    assert own.mixed_s(0, 1, 0) == own.mixed_s(0, 1000, 0) == pytest.approx(whole * theirs.decode_base[0])
+    assert own.mixed_s(0, 4096, 0) / theirs.mixed_s(0, 4096, 0) == pytest.approx(active)
+    assert own.decode_context / theirs.decode_context == pytest.approx(98_304 / 147_456)
+    assert CATALOG.profile("qwen3-30b-a3b", "h100").sources["latency"].startswith("derived: qwen3-8b by")
+
+
+def test_a_mixture_follows_from_a_two_regime_timing_only() -> None:
+    with pytest.raises(ProfileError, match=r"no 'hinge' timing of its own.*qwen3-8b's is hinge"):
+        CATALOG.profile("qwen3-30b-a3b", "a100-80g", timing="hinge")
 
 
 def test_derived_context_cost_is_in_proportion_to_kv_bytes() -> None:

@@ -91,6 +91,25 @@ def test_visible_tokens_of_reasoning_experts_are_modelled_and_labelled(source: p
     np.testing.assert_array_equal(named.ints("visible_tokens"), [100, 100, 41, 2048])
 
 
+def test_an_expert_can_be_left_out(source: pathlib.Path) -> None:
+    trace = load(source, exclude=["r1"])
+    assert trace.experts == ("gemma",)
+    provenance = trace.metadata.provenance
+    assert provenance.notes == ("experts of the file left out: r1",)
+    assert provenance.reasoning == {"gemma": False}
+    assert provenance.labels == {}
+    out = source.with_suffix(".parquet")
+    assert run("import", source, "-o", out, "--exclude", "r1").exit_code == 0
+    assert "--exclude r1" in read_trace(str(out)).metadata.provenance.command
+
+
+def test_leaving_out_what_is_not_there(source: pathlib.Path) -> None:
+    with pytest.raises(UserInputError, match=r"--exclude r2: no such expert in .*; it has: gemma, r1"):
+        load(source, exclude=["r2"])
+    with pytest.raises(UserInputError, match="no other expert"):
+        load(source, exclude=["r1", "gemma"])
+
+
 def test_gzip_and_plain_are_the_same_trace(source: pathlib.Path) -> None:
     packed = source.with_suffix(".csv.gz")
     packed.write_bytes(gzip.compress(source.read_bytes()))

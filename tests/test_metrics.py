@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,7 +90,7 @@ def test_idle_time_counts_lost_sessions_as_held() -> None:
 def test_shared_workers_are_busy_once() -> None:
     orchestrator, _ = run(make_workload(40, n_experts=4), "round_robin", n_workers=2, slots=2)
     held = worker_intervals(orchestrator.log, "expert", 2)
-    assert all(a[1] < b[0] for worker in held for a, b in zip(worker, worker[1:], strict=False))
+    assert all(a[1] < b[0] for worker in held for a, b in pairwise(worker))
     assert busy_s(held) <= 2 * orchestrator.expert_stage_s + 1e-9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,7 @@ def test_every_call_ends_once(scheduler: str, gate: tuple[str, dict[str, Any]]) 
     check(orchestrator, makespan, len(workload.calls))
     for worker in range(3):
         intervals = held(orchestrator, worker)
-        assert all(a[1] <= b[0] for a, b in zip(intervals, intervals[1:], strict=False)), (
-            "one model at a time"
-        )
+        assert all(a[1] <= b[0] for a, b in pairwise(intervals)), "one model at a time"
 
 
 @settings(max_examples=60, deadline=None)
@@ -156,7 +155,7 @@ def test_data_parallel_waits_at_its_barriers() -> None:
         by_expert.setdefault(row.spec.expert, []).append((row.usage.load_start_s, row.usage.end_s))
     spans = list(by_expert.values())
     assert len(spans) == 3
-    for earlier, later in zip(spans, spans[1:], strict=False):
+    for earlier, later in pairwise(spans):
         assert max(end for _, end in earlier) <= min(start for start, _ in later)
 
 

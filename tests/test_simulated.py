@@ -169,5 +169,5 @@ def test_a_call_that_cannot_fit_is_refused_before_anything_loads() -> None:
 def test_work_left_and_no_worker_is_an_error() -> None:
     failing = cluster(failures={0: [Failure(12.0, None)]})
     script = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
-    with pytest.raises(MosaicsimError, match="every worker that could go on is lost at 12.0 s"):
+    with pytest.raises(MosaicsimError, match=r"every worker that could go on is lost at 12\.0 s"):
         SimulatedExecutor(failing, np.array([10_000])).run(script)

@@ -1,4 +1,4 @@
-"""The gate seam: from the votes so far and those pending, accept an answer, ask for the aggregator, or wait."""
+"""The gate seam: from the votes so far and those pending, accept an answer, ask the aggregator, or wait."""
 
 from __future__ import annotations
 

@@ -24,14 +24,17 @@ def _fraction(value: Any) -> Any:
     return value
 
 
+_Written = float | Annotated[str, Field(pattern=r"^[0-9]+/[0-9]+$")]
+
+
 class PluralityOptions(GateOptions):
     """Options of ``plurality``."""
 
-    tau: Annotated[float, BeforeValidator(_fraction)] = Field(
+    tau: Annotated[float, BeforeValidator(_fraction, json_schema_input_type=_Written)] = Field(
         2 / 3,
         gt=0,
         le=1,
-        description="accept the plurality answer when its share of the k calls is at least this; may be written 2/3",
+        description="accept the plurality answer when its share of the k calls is at least this, as 2/3",
     )
     cancel_pending: bool = Field(
         False, description="cancel the calls of a question that can no longer change an accepted answer"

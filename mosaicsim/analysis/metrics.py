@@ -95,7 +95,9 @@ def timeline(log: RunLog, experts: tuple[str, ...]) -> Columns:
             continue
         expert = experts.index(row.spec.expert) if row.spec.expert in experts else -1
         for worker in row.spec.workers:
-            for state, (start, end) in zip(("load", "generate", "tail"), pairwise(_edges(row.usage)), strict=True):
+            for state, (start, end) in zip(
+                ("load", "generate", "tail"), pairwise(_edges(row.usage)), strict=True
+            ):
                 if end > start:
                     rows.append((worker, row.stage, number, expert, state, start, end))
     names = ("worker", "stage", "session", "expert", "state", "start_s", "end_s")

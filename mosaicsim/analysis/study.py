@@ -260,7 +260,7 @@ def _means(runs: Sequence[Run]) -> list[dict[str, Any]]:
         | {
             name: float(np.mean([row[name] for row in rows]))
             for name, value in rows[0].items()
-            if isinstance(value, float) or (isinstance(value, int) and name not in ("replicate", "sees_lengths"))
+            if isinstance(value, (int, float)) and name not in ("replicate", "sees_lengths")
         }
         for (scheduler, gate), rows in groups.items()
     ]

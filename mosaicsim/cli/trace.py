@@ -48,6 +48,9 @@ def trace() -> None:
 )
 @click.option("--dataset", help="Dataset name of every row; needed where the file has no such column.")
 @click.option(
+    "--exclude", multiple=True, metavar="EXPERT", help="An expert of the file to leave out; may be repeated."
+)
+@click.option(
     "--reasoning", multiple=True, metavar="EXPERT", help="An expert that thinks first; may be repeated."
 )
 @click.option(
@@ -68,6 +71,7 @@ def import_(
     output: str,
     mapping: tuple[str, ...],
     dataset: str | None,
+    exclude: tuple[str, ...],
     reasoning: tuple[str, ...],
     visible_tokens: str | None,
     aggregator: str | None,
@@ -86,11 +90,14 @@ def import_(
     options = ImportOptions(
         columns=columns,
         dataset=dataset,
+        exclude=exclude,
         reasoning=reasoning,
         visible_tokens=constant,
         aggregator=aggregator,
         drop_incomplete=incomplete == "drop",
-        command=_command(file, output, columns, dataset, reasoning, constant, aggregator, incomplete),
+        command=_command(
+            file, output, columns, dataset, exclude, reasoning, constant, aggregator, incomplete
+        ),
     )
     imported = import_trace(file, options)
     written = write_trace(output, imported.table, imported.metadata)
@@ -153,6 +160,7 @@ def _command(
     output: str,
     columns: dict[str, str],
     dataset: str | None,
+    exclude: tuple[str, ...],
     reasoning: tuple[str, ...],
     visible_tokens: int,
     aggregator: str | None,
@@ -162,6 +170,7 @@ def _command(
     parts = ["mosaicsim", "trace", "import", _basename(file), "-o", _basename(output)]
     parts += [word for name, theirs in columns.items() for word in ("--map", f"{name}={theirs}")]
     parts += [] if dataset is None else ["--dataset", dataset]
+    parts += [word for name in exclude for word in ("--exclude", name)]
     parts += [word for name in reasoning for word in ("--reasoning", name)]
     parts += [] if "visible_tokens" in columns else ["--visible-tokens", str(visible_tokens)]
     parts += [] if aggregator is None else ["--aggregator", aggregator]
@@ -191,6 +200,7 @@ def _check(file: str) -> dict[str, Any]:
 
 def _print(figures: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
 
     console = Console(highlight=False)
     console.print(
@@ -199,7 +209,10 @@ def _print(figures: dict[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
-    console.print(_table(figures))
+    table = _table(figures)
+    # Wider than the terminal rather than with folded names: a pipe has 80 columns.
+    table.width = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    console.print(table, crop=False, soft_wrap=True)
     routing = figures["routing"]
     if routing is not None:
         shares = ", ".join(
@@ -222,7 +235,7 @@ def _table(figures: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(box=SIMPLE, pad_edge=False, caption="mean to max: output tokens", caption_justify="left")
-    table.add_column("expert", overflow="fold")
+    table.add_column("expert", no_wrap=True)
     for column in ("calls", "drawn", "mean", "p50", "p99", "max", "at cap", "accuracy"):
         table.add_column(column, justify="right")
     aggregator = [figures["aggregator"]] if figures["aggregator"] else []

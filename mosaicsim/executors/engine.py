@@ -110,7 +110,7 @@ class Engine:
         groups: Sequence[int] | None = None,
         arrive: Sequence[float] | None = None,
     ) -> range:
-        """Queue calls and return their rows; ``arrive`` (engine seconds, default 0) is when they start to wait.
+        """Queue calls and return their rows, which wait from ``arrive`` on (engine seconds, default 0).
 
         ``groups`` marks calls with an identical prompt by an equal number (negative: no twin). Arrivals must
         not precede those added before. Raises InfeasibleError for a call that no empty KV cache can hold.

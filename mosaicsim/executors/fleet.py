@@ -167,6 +167,7 @@ def _cluster(scenario: Scenario) -> Cluster:
     for i, failure in enumerate(scenario.failures.scripted):
         if failure.worker >= len(gpus):
             raise ScenarioError(
-                f"failures.scripted.{i}.worker: {failure.worker}, but the cluster's workers are 0 to {len(gpus) - 1}"
+                f"failures.scripted.{i}.worker: {failure.worker}, "
+                f"but the cluster's workers are 0 to {len(gpus) - 1}"
             )
     return Cluster.of_gpus(gpus, hosts)

@@ -13,9 +13,8 @@ from mosaicsim.executors.simulated import EngineSpec
 from mosaicsim.schedulers.base import SessionCost
 from mosaicsim.workload.calls import Ints
 
-SMALLEST_SAMPLE = 64
-"""Counts below this are averaged over several draws until so many calls were run: small sessions vary."""
-
+LEAST_DRAWS, LEAST_CALLS = 3, 64
+"""A point of the sweep is averaged over so many sessions, and over more of them while they are small."""
 
 LARGEST_SESSION = 4096
 """Beyond it a session is in steady state: schedulers extend the sweep by its last slope."""
@@ -31,8 +30,7 @@ def profile_sessions(
 ) -> SessionCost:
     """Sweep the session size over powers of two up to ``most_calls`` (at most LARGEST_SESSION).
 
-    Calibration calls are drawn with replacement; ``output_tokens`` and ``prompt_tokens``, shape
-    (calibration calls,), are aligned.
+    ``output_tokens`` and ``prompt_tokens``, shape (calibration calls,), are aligned.
     """
     counts = _sizes(min(most_calls, LARGEST_SESSION))
     seconds = [_mean_seconds(spec, output_tokens, prompt_tokens, n, rng) for n in counts]
@@ -48,18 +46,26 @@ def profile_sessions(
 
 
 def _sizes(most_calls: int) -> list[int]:
+    """1, 2, 4, ... and the largest session, with room before it: its slope is what larger sessions cost."""
     sizes, n = [], 1
-    while n < most_calls:
+    while 1.5 * n < most_calls:
         sizes.append(n)
         n *= 2
     return [*sizes, max(1, most_calls)]
 
 
 def _mean_seconds(spec: EngineSpec, output: Ints, prompt: Ints, n: int, rng: np.random.Generator) -> float:
-    draws = max(1, SMALLEST_SAMPLE // n)
+    """Mean time of a session of n calibration calls.
+
+    Calls are drawn systematically, evenly spaced in length from a random start: every session has its share of
+    long calls, so that what differs between draws is mainly when the longest ones get their turn.
+    """
+    by_length = np.argsort(output, kind="stable")
+    draws = max(LEAST_DRAWS, LEAST_CALLS // n)
     total = 0.0
     for _ in range(draws):
-        rows = rng.integers(len(output), size=n)
+        spaced = ((np.arange(n) + rng.random()) * len(output) / n).astype(np.int64)
+        rows = rng.permutation(by_length[spaced])
         engine = Engine(spec.config, spec.tables)
         engine.add(prompt[rows].tolist(), output[rows].tolist())
         engine.advance()

@@ -362,7 +362,13 @@ class SimulatedExecutor:
         # a lost worker cuts an iteration short: what it had spent on it is in no count yet
         cut = session.tau(now) - session.engine.clock if lost and session.generating else 0.0
         return SessionUsage(
-            session.load_start_s, ready, min(tail, now), now, stats.prefill_s, stats.decode_s + cut, stats.tail_s
+            session.load_start_s,
+            ready,
+            min(tail, now),
+            now,
+            stats.prefill_s,
+            stats.decode_s + cut,
+            stats.tail_s,
         )
 
     def _fail(self, worker: int, failures: Iterator[Failure]) -> Generator[simpy.Event, Any, None]:

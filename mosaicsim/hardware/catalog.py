@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mosaicsim.errors import ProfileError, nearest
 from mosaicsim.hardware.architecture import Architecture
-from mosaicsim.hardware.latency import HostOverhead, ScalableLatency
+from mosaicsim.hardware.latency import HostOverhead, ScalableLatency, TwoRegimeLatency
+from mosaicsim.hardware.mixture import mixture_latency
 from mosaicsim.hardware.profile import Profile
 from mosaicsim.hardware.profile_file import (
     Device,
@@ -157,6 +158,8 @@ class Catalog:
         ours, theirs = self.architecture(model), self.architecture(owner)
         if ours == theirs:
             return timing.latency(), timing.source
+        if ours.is_mixture and not theirs.is_mixture:
+            return _of_mixture(model, ours, owner, theirs, timing)
         weights = ours.streamed_bytes / theirs.streamed_bytes
         kv = ours.kv_bytes_per_token() / theirs.kv_bytes_per_token()
         latency = timing.latency().scaled(decode=weights, prefill=weights, context=kv)
@@ -309,6 +312,20 @@ def _check_heads(model: str, shape: Architecture, tp: int) -> None:
 def _usable_bytes(gpu: Device, utilization: float, share: float) -> float:
     """Bytes of one GPU for weights and KV: ``memory x utilization x share - activation reserve``."""
     return (gpu.memory_gb.value * utilization * share - gpu.activation_reserve_gb.value) * GB
+
+
+def _of_mixture(
+    model: str, ours: Architecture, owner: str, theirs: Architecture, timing: Timing
+) -> tuple[ScalableLatency, str]:
+    """A mixture's latency from a dense model's, and its source."""
+    dense = timing.latency()
+    if not isinstance(dense, TwoRegimeLatency):
+        raise ProfileError(
+            f"'{model}' is a mixture of experts and has no '{timing.name or timing.form}' timing of its own; "
+            f"one is derived from a two_regime timing only, and {owner}'s is {timing.form}"
+        )
+    source = f"derived: {owner} by the mixture rule, of the weights picked and active; {timing.source}"
+    return mixture_latency(dense, theirs, ours), source
 
 
 def _does_not_fit(model: str, device: str, shape: Architecture, usable: float, tp: int) -> str:

@@ -11,8 +11,8 @@ from mosaicsim.hardware.latency import LatencyModel
 class Profile:
     """Costs of running ``model`` on ``tp`` GPUs of type ``device``.
 
-    ``kv_capacity_tokens`` is what fits beside the weights on all the ``tp`` GPUs together; ``load_s`` is a cold
-    session start (weights from disk and engine start-up, the paper's l_m), of which ``disk_s`` reads the
+    ``kv_capacity_tokens`` is what fits beside the weights on all the ``tp`` GPUs together; ``load_s`` is a
+    cold session start (weights from disk and engine start-up, the paper's l_m), of which ``disk_s`` reads the
     disk and is stretched when several workers of a host load at once; ``wake_s`` wakes a sleeping engine.
     """
 

@@ -12,6 +12,9 @@ AGGREGATOR_NAME = "aggregator"
 ROOM = 0.08
 """Blank above and below a bar, in rows."""
 
+SAME_S = 1e-6
+"""Sessions that overlap by less follow each other."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -24,10 +27,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Bar:
-    """A session on one worker: its parts in order of time, and where it lies, in rows from the panel's top.
+    """A session on one worker: its parts in order of time, and its rows counted from the panel's top.
 
-    Where a session spans neighbouring workers (tensor parallel), its bars touch and ``label_at`` is the middle
-    of them all on the first, None on the others.
+    Where a session spans neighbouring workers (tensor parallel), its bars touch and ``label_at`` is the
+    middle of them all on the first, None on the others.
     """
 
     name: str
@@ -38,24 +41,21 @@ class Bar:
 
 
 def bars_of(run: Run, experts: Sequence[str]) -> list[Bar]:
-    """Every session of a run on every worker that it held; sessions that share a GPU lie in lanes of its row."""
+    """A bar for every session of a run on every worker it held; those that share a GPU share its row."""
     parts = _parts(run)
-    workers = defaultdict(set)
+    workers: dict[int, set[int]] = defaultdict(set)
     for session, worker in parts:
         workers[session].add(worker)
-    lanes = _lanes(parts)
-    n_lanes = max(lanes.values(), default=0) + 1
+    slots = _slots(parts)
     names = dict(zip(run.timeline["session"].tolist(), run.timeline["expert"].tolist(), strict=True))
-    return [
-        _bar(
-            experts[names[session]] if names[session] >= 0 else AGGREGATOR_NAME,
-            found,
-            worker + lanes[session, worker] / n_lanes,
-            1 / n_lanes,
-            _neighbours(worker, workers[session]),
+    bars = []
+    for (session, worker), found in parts.items():
+        lane, lanes = slots[session, worker]
+        name = experts[names[session]] if names[session] >= 0 else AGGREGATOR_NAME
+        bars.append(
+            _bar(name, found, worker + lane / lanes, 1 / lanes, _neighbours(worker, workers[session]))
         )
-        for (session, worker), found in parts.items()
-    ]
+    return bars
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,24 @@ def _parts(run: Run) -> dict[tuple[int, int], list[Part]]:
     return found
 
 
-def _lanes(parts: dict[tuple[int, int], list[Part]]) -> dict[tuple[int, int], int]:
-    """The first lane of its worker that is free from a session's start to its end."""
+def _slots(parts: dict[tuple[int, int], list[Part]]) -> dict[tuple[int, int], tuple[int, int]]:
+    """(lane, number of lanes) of each session on its worker: the whole row unless another runs beside it."""
+    spans = {
+        key: (min(p.start_s for p in found), max(p.end_s for p in found)) for key, found in parts.items()
+    }
     free_at: dict[int, list[float]] = defaultdict(list)
     lanes = {}
-    for (session, worker), found in sorted(parts.items(), key=lambda item: min(p.start_s for p in item[1])):
-        start, end = min(p.start_s for p in found), max(p.end_s for p in found)
+    for (session, worker), (start, end) in sorted(spans.items(), key=lambda item: item[1]):
         ends = free_at[worker]
-        lane = next((i for i, free in enumerate(ends) if free <= start + 1e-6), len(ends))
+        lane = next((i for i, free in enumerate(ends) if free <= start + SAME_S), len(ends))
         ends[lane : lane + 1] = [end]
         lanes[session, worker] = lane
-    return lanes
+    return {key: (lanes[key], len(free_at[key[1]])) if _is_shared(key, spans) else (0, 1) for key in spans}
+
+
+def _is_shared(key: tuple[int, int], spans: dict[tuple[int, int], tuple[float, float]]) -> bool:
+    start, end = spans[key]
+    return any(
+        other != key and other[1] == key[1] and from_s < end - SAME_S and start < to_s - SAME_S
+        for other, (from_s, to_s) in spans.items()
+    )

@@ -46,7 +46,7 @@ def check_writable(folder: Path) -> None:
         trial.mkdir()
         trial.rmdir()
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {ancestor}: {error.strerror}") from None
+        raise OutputError(f"{folder}: no folder can be made in {ancestor}: {error.strerror}") from None
 
 
 def write_result(result: Result, folder: Path, *, plots: bool = True) -> None:

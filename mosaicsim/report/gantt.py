@@ -107,6 +107,7 @@ def _draw(ax: Axes, bar: Bar, top: float, colour: str, label_size: float) -> Non
         if part.state == "load":
             patch.set(hatch="//////", edgecolor=lighter(colour, 0.25))
         ax.add_patch(patch)
+    label_size *= min(1.0, 1.3 * (bar.bottom - bar.top))  # a lane is thinner than a row
     low, high = ax.get_xlim()
     needed_s = (text_points(bar.name, label_size) + 6) * (high - low) / (width_of(ax) * 72 * 0.9)
     part_with_room = next(

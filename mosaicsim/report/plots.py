@@ -56,7 +56,7 @@ def _plots(result: Result) -> Iterator[tuple[str, partial[Axes]]]:
     for gate in gates_of(result):
         yield f"gantt-{_slug(gate)}", partial(gantt, result, gate=gate)
     yield "gpu_time", partial(gpu_time, result)
-    if any(run.scheduler == BASELINE for run in result.runs):
+    if {BASELINE} < {run.scheduler for run in result.runs}:
         yield "speedup", partial(speedups, result)
     yield "lengths", partial(lengths, result)
     yield "popularity", partial(popularity, result)

@@ -85,19 +85,22 @@ def popularity(result: Result, ax: Axes | None = None) -> Axes:
     ax.set_xlim(0, counts.calls.max() * 1.35)
     ax.set_xlabel("calls, mean of the replicates" if len(result.workloads) > 1 else "calls")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    of_each = ", means of the replicates" if len(result.workloads) > 1 else ""
     say(
         ax,
         _popularity_finding(counts, names),
-        f"max/min {counts.max_min:.2f}, coefficient of variation {counts.cv:.2f}",
+        f"max/min {counts.max_min:.2f}, coefficient of variation {counts.cv:.2f}{of_each}",
     )
     return ax
 
 
 def _popularity_finding(counts: CallCounts, ranked: list[str]) -> str:
-    called = [name for name in ranked if counts.calls[counts.experts.index(name)] > 0]
-    if len(called) == 1:
-        return f"Every call goes to {called[0]}"
-    return f"{called[0]} is called {counts.max_min:.3g} times as often as {called[-1]}"
+    calls = dict(zip(counts.experts, counts.calls.tolist(), strict=True))
+    called = [name for name in ranked if calls[name]]
+    most, least = called[0], called[-1]
+    if most == least:
+        return f"Every call goes to {most}"
+    return f"{most} is called {calls[most] / calls[least]:.3g} times as often as {least}"
 
 
 def agreement_buckets(result: Result, ax: Axes | None = None) -> Axes:

@@ -35,8 +35,8 @@ AGGREGATOR = "aggregator"
 class Pool:
     """The workers and how they are used.
 
-    ``workers`` are as schedulers see them; each runs ``slots`` sessions at a time; an aggregator instance takes
-    ``aggregator_tp`` of them.
+    ``workers`` are as schedulers see them; each runs ``slots`` sessions at a time; an aggregator instance
+    takes ``aggregator_tp`` of them.
     """
 
     workers: tuple[WorkerView, ...]

@@ -73,7 +73,8 @@ class Problem:
 
     def counts(self) -> Ints:
         """Calls left of each expert, shape (experts,): the paper's N_m."""
-        return np.bincount(self.calls.expert[self.call_ids], minlength=len(self.experts)).astype(np.int64)
+        counts: Ints = np.bincount(self.calls.expert[self.call_ids], minlength=len(self.experts))
+        return counts.astype(np.int64)
 
     def calls_of(self, expert: int) -> Ints:
         """Ids of the calls left of one expert, in the order of the workload."""

@@ -78,10 +78,10 @@ def expert_stage_lower_bound(
 ) -> LowerBound:
     """Bound the expert stage of any run that finished the calls ``finished`` (ids; default: all of them).
 
-    ``engines[m][w]`` is expert m on worker w, the same object where workers are alike; ``output_tokens`` has
-    shape (calls,). With ``prefix_caching`` one of several identical prompts is charged. ``slots`` experts at
-    a time share a worker's generation time, and loads may then run beside it, so that no load is added to the
-    work. Lost workers, contended disks, wake-ups and cancelled calls only add to a run.
+    ``engines[m][w]`` is expert m on worker w, ``output_tokens`` has shape (calls,). With ``prefix_caching``
+    one of several identical prompts is charged. ``slots`` experts at a time share a worker's generation time,
+    and loads may then run beside it, so that no load is added to the work. Lost workers, contended disks,
+    wake-ups and cancelled calls only add to a run.
     """
     ids = np.arange(len(calls)) if finished is None else finished
     pool = _by_expert(calls, output_tokens, ids, prefix_caching)
@@ -132,9 +132,11 @@ def _one_of_each_prompt(calls: CallTable, ids: Ints) -> Bools:
 
 def _kinds(engines: Sequence[Sequence[EngineLimits]]) -> tuple[list[int], Ints]:
     """Kinds of worker (equal engines for every expert): one worker of each, and how many there are."""
-    members: dict[tuple[int, ...], list[int]] = {}
+    members: dict[tuple[tuple[float, ...], ...], list[int]] = {}
     for w, column in enumerate(zip(*engines, strict=True)):
-        members.setdefault(tuple(map(id, column)), []).append(w)
+        # tables are long lists: their identity tells them apart, at worst two alike count as two kinds
+        key = tuple((id(e.tables), e.load_s, e.kv_capacity_tokens, e.max_num_seqs) for e in column)
+        members.setdefault(key, []).append(w)
     return [group[0] for group in members.values()], np.array([len(group) for group in members.values()])
 
 

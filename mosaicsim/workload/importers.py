@@ -47,12 +47,14 @@ class ImportOptions:
     """How to read a foreign file.
 
     ``columns`` maps trace columns (or :data:`EXTRA`) to the file's; ``dataset`` is used where the file has
-    no such column; ``reasoning`` adds experts that think first; ``aggregator`` is the expert whose rows are
-    the aggregator's; ``drop_incomplete`` leaves out questions that some expert has not answered.
+    no such column; ``exclude`` leaves out experts; ``reasoning`` adds experts that think first;
+    ``aggregator`` is the expert whose rows are the aggregator's; ``drop_incomplete`` leaves out questions
+    that some expert has not answered.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     dataset: str | None = None
+    exclude: Sequence[str] = ()
     reasoning: Sequence[str] = ()
     visible_tokens: int = REASONING_VISIBLE_TOKENS
     aggregator: str | None = None
@@ -69,7 +71,7 @@ def import_trace(path: str, options: ImportOptions) -> Trace:
     rows, malformed = _read(path)
     if malformed and not options.drop_incomplete:
         raise TraceError(f"{path}: {malformed[0]}; '--incomplete drop' leaves such rows out")
-    source = _Source(path, rows, options.columns)
+    source = _Source(path, rows, options.columns).without(options.exclude)
     finish = _finish_reason(source)
     expert = source.require("expert").strings()
     reasoning = _reasoning(source, expert, options)
@@ -189,6 +191,23 @@ class _Source:
             )
         return cells
 
+    def without(self, experts: Sequence[str]) -> _Source:
+        """The same file less the rows of these experts."""
+        if not experts:
+            return self
+        values = self.require("expert").strings()
+        names = pc.unique(values).to_pylist()
+        for name in experts:
+            if name not in names:
+                raise UserInputError(
+                    f"--exclude {name}: no such expert in {self.path}{nearest(name, names)}; "
+                    f"it has: {', '.join(names)}"
+                )
+        if set(experts) >= set(names):
+            raise UserInputError(f"--exclude: {self.path} has no other expert than those excluded")
+        kept = pc.invert(pc.is_in(values, value_set=pa.array(experts, pa.string())))
+        return _Source(self.path, self.table.filter(kept), self.columns)
+
     def integers(self, column: str, default: int) -> pa.Array:
         """An integer column, or ``default`` in every row."""
         cells = self.find(column)
@@ -273,6 +292,8 @@ def _provenance(
             "visible_tokens of reasoning experts are modelled: "
             f"min(output_tokens, {options.visible_tokens}), the whole output where it was truncated"
         )
+    if options.exclude:
+        notes.append(f"experts of the file left out: {', '.join(options.exclude)}")
     if malformed:
         notes.append(f"{malformed} malformed rows of the file left out")
     capped = table.filter(pc.equal(table["finish_reason"], "length"))
