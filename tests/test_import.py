@@ -110,6 +110,29 @@ def test_leaving_out_what_is_not_there(source: pathlib.Path) -> None:
         load(source, exclude=["r1", "gemma"])
 
 
+def test_questions_graded_by_two_gold_answers(tmp_path: pathlib.Path) -> None:
+    """A benchmark that was corrected between two runs: by gold, or by grades alone where there is no gold."""
+    contradicted = [
+        *ROWS,
+        "q3,toy,law,gemma,instruct,75,41,C,C,1,0,x",
+        "q3,toy,law,r1,reasoning,75,90,D,A,0,0,x",
+    ]
+    path = save(tmp_path / "block.csv", contradicted)
+    with pytest.raises(
+        TraceError, match=r"1 of 3 questions .* gold answers, e.g. 'q3'; '--conflicting drop'"
+    ):
+        load(path)
+    trace = load(path, drop_conflicting=True)
+    assert trace.questions == ("q1", "q2")
+    assert trace.metadata.provenance.notes[-1] == "1 of 3 questions dropped: graded by different gold answers"
+    bare = [row.replace(",D,A,", ",C,A,") for row in contradicted]
+    path = save(path, bare, HEADER.replace("gold", "unread"))
+    assert load(path, drop_conflicting=True).questions == ("q1", "q2")
+    out = tmp_path / "out.parquet"
+    assert run("import", path, "-o", out, "--conflicting", "drop").exit_code == 0
+    assert read_trace(str(out)).metadata.provenance.command.endswith("--conflicting drop")
+
+
 def test_gzip_and_plain_are_the_same_trace(source: pathlib.Path) -> None:
     packed = source.with_suffix(".csv.gz")
     packed.write_bytes(gzip.compress(source.read_bytes()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,8 @@ from mosaicsim.errors import TraceError, UserInputError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from mosaicsim.workload.importers import ImportOptions
 
 MAX_LINES = 100
 """Problems that `trace validate` prints for one file."""
@@ -66,6 +69,13 @@ def trace() -> None:
     show_default=True,
     help="What to do with questions that some expert has not answered.",
 )
+@click.option(
+    "--conflicting",
+    type=click.Choice(["error", "drop"]),
+    default="error",
+    show_default=True,
+    help="What to do with questions that were graded by different gold answers.",
+)
 def import_(
     file: str,
     output: str,
@@ -76,6 +86,7 @@ def import_(
     visible_tokens: str | None,
     aggregator: str | None,
     incomplete: str,
+    conflicting: str,
 ) -> None:
     """Read FILE (.csv or .jsonl, also .gz), a row a (question, expert, sample), and write a trace."""
     from mosaicsim.workload.importers import REASONING_VISIBLE_TOKENS, ImportOptions, import_trace
@@ -95,10 +106,9 @@ def import_(
         visible_tokens=constant,
         aggregator=aggregator,
         drop_incomplete=incomplete == "drop",
-        command=_command(
-            file, output, columns, dataset, exclude, reasoning, constant, aggregator, incomplete
-        ),
+        drop_conflicting=conflicting == "drop",
     )
+    options = replace(options, command=_command(file, output, options))
     imported = import_trace(file, options)
     written = write_trace(output, imported.table, imported.metadata)
     sizes = f"{len(written):,} rows, {len(written.questions):,} questions, {len(written.experts)} experts"
@@ -155,26 +165,18 @@ def _mapping(pairs: tuple[str, ...]) -> dict[str, str]:
     return columns
 
 
-def _command(
-    file: str,
-    output: str,
-    columns: dict[str, str],
-    dataset: str | None,
-    exclude: tuple[str, ...],
-    reasoning: tuple[str, ...],
-    visible_tokens: int,
-    aggregator: str | None,
-    incomplete: str,
-) -> str:
+def _command(file: str, output: str, options: ImportOptions) -> str:
     """The command line that makes the same trace; file names only, since folders are the machine's own."""
     parts = ["mosaicsim", "trace", "import", _basename(file), "-o", _basename(output)]
-    parts += [word for name, theirs in columns.items() for word in ("--map", f"{name}={theirs}")]
-    parts += [] if dataset is None else ["--dataset", dataset]
-    parts += [word for name in exclude for word in ("--exclude", name)]
-    parts += [word for name in reasoning for word in ("--reasoning", name)]
-    parts += [] if "visible_tokens" in columns else ["--visible-tokens", str(visible_tokens)]
-    parts += [] if aggregator is None else ["--aggregator", aggregator]
-    return shlex.join(parts if incomplete == "error" else [*parts, "--incomplete", incomplete])
+    parts += [word for name, theirs in options.columns.items() for word in ("--map", f"{name}={theirs}")]
+    parts += [] if options.dataset is None else ["--dataset", options.dataset]
+    parts += [word for name in options.exclude for word in ("--exclude", name)]
+    parts += [word for name in options.reasoning for word in ("--reasoning", name)]
+    if "visible_tokens" not in options.columns:
+        parts += ["--visible-tokens", str(options.visible_tokens)]
+    parts += [] if options.aggregator is None else ["--aggregator", options.aggregator]
+    parts += ["--incomplete", "drop"] if options.drop_incomplete else []
+    return shlex.join([*parts, "--conflicting", "drop"] if options.drop_conflicting else parts)
 
 
 def _basename(path: str) -> str:

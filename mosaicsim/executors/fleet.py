@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mosaicsim.errors import ScenarioError, nearest
+from mosaicsim.errors import ProfileError, ScenarioError, nearest
 from mosaicsim.executors.engine import EngineConfig
 from mosaicsim.executors.simulated import EngineSpec, Failure, SimulatedCluster
 from mosaicsim.hardware.catalog import Catalog, load_catalog
@@ -33,8 +33,7 @@ class Fleet:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._catalog: Catalog = load_catalog(files=[Path(p) for p in scenario.profiles])
-        self.cluster = _cluster(scenario)
-        self.cluster.check_devices(self._catalog.devices)
+        self.cluster = _cluster(scenario, self._catalog)
         self._engines: dict[tuple[str, str, int], EngineSpec] = {}
         if scenario.aggregator.tp > len(self.cluster.workers):
             raise ScenarioError(
@@ -156,14 +155,18 @@ def _prefix_caching(settings: EngineSection) -> bool:
     return settings.policy == "v1" if settings.prefix_caching is None else settings.prefix_caching
 
 
-def _cluster(scenario: Scenario) -> Cluster:
+def _cluster(scenario: Scenario, catalog: Catalog) -> Cluster:
     """One worker a GPU, named ``gpu0``, ``gpu1``, ... over all hosts."""
     hosts: list[Host] = []
     gpus: list[Gpu] = []
     for i, section in enumerate(scenario.cluster.hosts):
         name = section.name or f"host{i}"
         hosts.append(Host(name, math.inf if section.disk_streams is None else section.disk_streams))
-        gpus += [Gpu(f"gpu{len(gpus) + j}", section.device, name) for j in range(section.gpus)]
+        try:
+            device = catalog.device_name(section.device)
+        except ProfileError as error:
+            raise ProfileError(f"cluster.hosts.{i}.device: {error}") from None
+        gpus += [Gpu(f"gpu{len(gpus) + j}", device, name) for j in range(section.gpus)]
     for i, failure in enumerate(scenario.failures.scripted):
         if failure.worker >= len(gpus):
             raise ScenarioError(

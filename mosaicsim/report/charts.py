@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from mosaicsim.analysis.result import Result
 from mosaicsim.report.means import BASELINE, Row, baseline_of, best_of, gates_of, rows_of
@@ -75,7 +75,7 @@ def speedups(result: Result, ax: Axes | None = None) -> Axes:
     rows_only(ax, [_name(row) for row in others], [i * pitch + len(gates) / 2 for i in range(len(others))])
     ax.set_ylim(len(others) * pitch - 0.9, -0.8)
     ax.axvline(1, color=INK, linewidth=0.9)
-    ax.set_xlim(0, 1.1 * max(bar.get_width() for bar in ax.patches if isinstance(bar, Rectangle)))
+    ax.set_xlim(0, 1.1 * ax.dataLim.x1)
     spread = "; thin line: range of the replicates" if len(result.workloads) > 1 else ""
     ax.set_xlabel(f"times as fast as {BASELINE} under the same gate{spread}")
     say(ax, _gain(rows), room=key_above(ax, _speedup_key(rows, gates, shades)))

@@ -118,7 +118,7 @@ def _print_rows(
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=headers is not None)
-    table.width = sum(widths) + len(widths)
+    table.width = sum(widths) + len(COLUMNS)
     for i, width in enumerate(widths):
         header = _plain(headers[i], console) if headers else ""
         table.add_column(

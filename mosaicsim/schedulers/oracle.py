@@ -15,9 +15,8 @@ from mosaicsim.schedulers.base import (
     PlannedSession,
     Problem,
     SchedulerOptions,
-    SessionCost,
 )
-from mosaicsim.schedulers.shares import Table, deal_evenly, require_workers
+from mosaicsim.schedulers.shares import Table, deal_evenly, profile_table, require_workers
 from mosaicsim.workload.calls import Ints
 
 
@@ -32,9 +31,10 @@ class OracleOptions(SchedulerOptions):
 class Oracle:
     """List scheduling over true token work, the longest calls of every session queued first.
 
-    With the longest calls first a session's tail runs beside the rest of its work, so that it lasts as long
-    as its tokens at the saturated rate or as its longest call alone, whichever is longer. Each shard gets its
-    share of every length, so token work is balanced and no worker's KV cache holds all the long calls.
+    A session is priced by its profile, scaled to the expert's true mean length. Its calls queue longest first,
+    so that the tail begins as soon as it can, and every shard gets its share of every length, so that token
+    work is balanced and no worker's KV cache holds all the long calls. It knows more than any real scheduler;
+    it is not an optimum.
     """
 
     name: ClassVar[str] = "oracle"
@@ -61,7 +61,7 @@ class Oracle:
         require_workers(problem)
         backlog = [worker.backlog_s for worker in problem.workers]
         ranked = [_longest_first(problem, m) for m in range(len(problem.experts))]
-        table = _token_table(problem, ranked)
+        table = _scaled_table(problem, ranked)
         balance = Balance(table, backlog, [len(backlog)] * len(table), self.options.max_models_per_worker)
         if len(problem.call_ids):
             balance.place_whole_experts()
@@ -81,26 +81,19 @@ def _longest_first(problem: OracleProblem, expert: int) -> Ints:
     return calls[np.argsort(-problem.output_tokens[calls], kind="stable")]
 
 
-def _token_table(problem: OracleProblem, ranked: list[Ints]) -> Table:
-    """Session seconds by true tokens: the sweep's saturated rate, floored by the expert's longest call."""
-    table: Table = []
-    for calls, costs in zip(ranked, problem.costs, strict=True):
-        lengths = problem.output_tokens[calls]
-        n = np.arange(1, len(calls) + 1)
-        mean, longest = (lengths.mean(), lengths.max()) if len(calls) else (0.0, 0.0)
-        row = []
-        for cost in costs:
-            rate, alone = _seconds_per_token(cost)
-            seconds: list[float] = (cost.load_s + np.maximum(rate * mean * n, alone * longest)).tolist()
-            row.append([0.0, *seconds])
-        table.append(row)
-    return table
+def _scaled_table(problem: OracleProblem, ranked: list[Ints]) -> Table:
+    """Profiled session seconds, generation scaled by true over profiled mean length."""
+    table = profile_table(problem)
+    return [
+        [
+            _scaled(seconds, cost.load_s, problem.output_tokens[calls].mean() / cost.mean_output_tokens)
+            if len(calls)
+            else seconds
+            for seconds, cost in zip(row, costs, strict=True)
+        ]
+        for row, costs, calls in zip(table, problem.costs, ranked, strict=True)
+    ]
 
 
-def _seconds_per_token(cost: SessionCost) -> tuple[float, float]:
-    """Seconds a token costs at the sweep's last slope (a full batch) and in its first point (one call)."""
-    alone = cost.generate_s[0] / (cost.counts[0] * cost.mean_output_tokens)
-    if len(cost.counts) < 2:
-        return float(alone), float(alone)
-    slope = (cost.generate_s[-1] - cost.generate_s[-2]) / (cost.counts[-1] - cost.counts[-2])
-    return float(max(slope, 0.0) / cost.mean_output_tokens), float(alone)
+def _scaled(seconds: list[float], load_s: float, factor: float) -> list[float]:
+    return [0.0, *(load_s + factor * (s - load_s) for s in seconds[1:])]

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 
 from mosaicsim.errors import TraceError, UserInputError, nearest
-from mosaicsim.workload.calls import Bools
 from mosaicsim.workload.cells import Cells
 from mosaicsim.workload.trace import SCHEMA, Provenance, Trace, TraceMetadata, as_trace
+from mosaicsim.workload.usable import usable_questions
 from mosaicsim.workload.validate import require_valid
 
 REASONING_VISIBLE_TOKENS = 330
@@ -35,9 +35,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Other names under which a column is found without being mapped."""
 
-EXTRA = ("capped", "expert_class")
-"""Columns that are read though a trace has none of that name: whether the output hit max_tokens, and
-``reasoning`` for experts that think first."""
+EXTRA = ("capped", "expert_class", "gold")
+"""Columns that are read though a trace has none of that name: whether the output hit max_tokens,
+``reasoning`` for experts that think first, and the answer that the row was graded by."""
 
 ACCEPTED = (*SCHEMA.names, *EXTRA)
 
@@ -49,7 +49,7 @@ class ImportOptions:
     ``columns`` maps trace columns (or :data:`EXTRA`) to the file's; ``dataset`` is used where the file has
     no such column; ``exclude`` leaves out experts; ``reasoning`` adds experts that think first;
     ``aggregator`` is the expert whose rows are the aggregator's; ``drop_incomplete`` leaves out questions
-    that some expert has not answered.
+    that some expert has not answered, ``drop_conflicting`` those graded by different gold answers.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +59,7 @@ class ImportOptions:
     visible_tokens: int = REASONING_VISIBLE_TOKENS
     aggregator: str | None = None
     drop_incomplete: bool = False
+    drop_conflicting: bool = False
     command: str = ""
 
 
@@ -96,7 +97,13 @@ def import_trace(path: str, options: ImportOptions) -> Trace:
     metadata = TraceMetadata(provenance, options.aggregator)
     trace = as_trace(table, metadata, path)
     require_valid(trace, complete=False)
-    return _complete(trace, options.drop_incomplete)
+    gold = source.find("gold")
+    return usable_questions(
+        trace,
+        None if gold is None else gold.codes,
+        drop_conflicting=options.drop_conflicting,
+        drop_incomplete=options.drop_incomplete,
+    )
 
 
 def _read(path: str) -> tuple[pa.Table, list[str]]:
@@ -310,43 +317,4 @@ def _provenance(
         ),
         reasoning=dict(reasoning),
         first_seen=tuple(reasoning),
-    )
-
-
-def _complete(trace: Trace, drop: bool) -> Trace:
-    """The trace without incomplete questions: an error unless dropped, but a routed trace may keep them."""
-    if not trace.nulls("slot").all():
-        return trace
-    lacking = incomplete_questions(trace)
-    if not lacking.any():
-        return trace
-    if not drop:
-        raise TraceError(_describe_incomplete(trace, lacking))
-    if lacking.all():
-        raise TraceError(f"{trace.where()}: no question has a row of every expert")
-    table = trace.table.filter(pa.array(~lacking[trace.codes("question_id")]))
-    dropped = f"{int(lacking.sum())} of {len(lacking)} questions dropped: some expert had no row"
-    provenance = trace.metadata.provenance
-    provenance = provenance.model_copy(update={"notes": (*provenance.notes, dropped)})
-    return as_trace(table, replace(trace.metadata, provenance=provenance), trace.path)
-
-
-def incomplete_questions(trace: Trace) -> Bools:
-    """Which questions lack a row of some expert, or of the aggregator, shape (questions,)."""
-    there = np.zeros((len(trace.questions), len(trace.experts) + 1), dtype=np.bool_)
-    there[trace.codes("question_id"), trace.expert_index] = True
-    if trace.metadata.aggregator is None:
-        there[:, -1] = True
-    return np.asarray(~there.all(axis=1))
-
-
-def _describe_incomplete(trace: Trace, lacking: Bools) -> str:
-    question = int(np.argmax(lacking))
-    there = set(trace.expert_index[trace.codes("question_id") == question].tolist())
-    absent = [name for i, name in enumerate(trace.experts) if i not in there]
-    if trace.metadata.aggregator is not None and -1 not in there:
-        absent.append(trace.metadata.aggregator)
-    return (
-        f"{trace.where()}: {int(lacking.sum())} of {len(lacking)} questions lack a row of some expert, e.g. "
-        f"'{trace.questions[question]}' has none of {', '.join(absent)}; '--incomplete drop' leaves them out"
     )

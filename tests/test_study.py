@@ -1,0 +1,225 @@
+"""Studies: determinism, honest boundaries, the bound, and figures that must agree with each other."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosaicsim.analysis.study import simulate
+from mosaicsim.errors import InfeasibleError, MosaicsimError, ProfileError, ScenarioError, TraceError
+from mosaicsim.scenario import load_scenario
+
+ROOT = Path(__file__).parent.parent
+PAPER = ROOT / "scenarios" / "paper_mmlu_pro.yaml"
+QUICK = [
+    "replicates=1",
+    "workload.questions=150",
+    "workload.routing=recorded",
+    "gates=[always, {plurality: {tau: 2/3}}]",
+]
+
+
+def test_same_seed_same_bytes() -> None:
+    first, again = (simulate(load_scenario(PAPER, [*QUICK, "replicates=2"])).summary for _ in range(2))
+    assert json.dumps(first) == json.dumps(again)
+    other = simulate(load_scenario(PAPER, [*QUICK, "replicates=2", "seed=1"])).summary
+    assert json.dumps(first) != json.dumps(other)
+
+
+def test_replicates_differ_and_do_not_depend_on_how_many_there_are() -> None:
+    two = simulate(load_scenario(PAPER, [*QUICK, "replicates=2", "schedulers=[greedy]"])).summary["runs"]
+    one = simulate(load_scenario(PAPER, [*QUICK, "schedulers=[greedy]"])).summary["runs"]
+    assert two[: len(one)] == one
+    assert two[0]["expert_stage_s"] != two[len(one)]["expert_stage_s"]
+
+
+def test_a_run_does_not_depend_on_its_company() -> None:
+    """Sessions are remembered from run to run; that must not show."""
+    alone = simulate(load_scenario(PAPER, [*QUICK, "schedulers=[ilp]"])).summary["runs"]
+    among = simulate(load_scenario(PAPER, QUICK)).summary["runs"]
+    for run in alone:
+        (same,) = (r for r in among if (r["scheduler"], r["gate"]) == (run["scheduler"], run["gate"]))
+        for figure in ("expert_stage_s", "makespan_s", "accuracy", "output_tokens", "lower_bound_s"):
+            assert same[figure] == run[figure]
+
+
+def test_figures_agree() -> None:
+    result = simulate(load_scenario(PAPER, QUICK))
+    for run in result.runs:
+        m = run.metrics
+        assert m["makespan_s"] == pytest.approx(m["expert_stage_s"] + m["aggregator_stage_s"])
+        assert m["calls_finished"] == 450 + round(150 * (1 - m["skip_rate"]))
+        assert m["output_tokens"] == run.calls["output_tokens"].sum()
+        assert m["delta_pp_ci95"][0] <= m["delta_pp"] <= m["delta_pp_ci95"][1]
+        assert m["lower_bound_s"] <= m["expert_stage_s"]
+        assert 0 <= m["idle_fraction"] < 1
+        assert sum(run.gpu_time.values()) == pytest.approx(4 * m["makespan_s"])
+        assert run.calls["finish_s"].max() == pytest.approx(m["makespan_s"])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(["v0", "v1"]),
+    st.integers(1, 2),
+    st.sampled_from(["restart", "sleep"]),
+    st.sampled_from([4500, 8000, 30_000]),
+    st.booleans(),
+)
+def test_no_run_beats_the_lower_bound(
+    seed: int, policy: str, slots: int, change: str, blocks: int, cancel: bool
+) -> None:
+    """Over seeds, step policies, KV pressure, shared GPUs, sleeping engines and cancelled calls."""
+    scenario = load_scenario(
+        PAPER,
+        [
+            f"seed={seed}",
+            "replicates=1",
+            "workload.questions=40",
+            "workload.routing=recorded",
+            f"engine.policy={policy}",
+            f"engine.num_gpu_blocks={blocks}",
+            "engine.max_num_seqs=32",
+            f"cluster.experts_per_worker={slots}",
+            f"cluster.session_change={change}",
+            f"gates=[{{plurality: {{tau: 2/3, cancel_pending: {cancel}}}}}]",
+            "schedulers=[round_robin, data_parallel, greedy, oracle]",
+        ],
+    )
+    for run in simulate(scenario).runs:
+        assert run.metrics["lower_bound_s"] <= run.metrics["expert_stage_s"] * (1 + 1e-12)
+
+
+def test_the_bound_is_reached_by_a_call_alone() -> None:
+    """One question, one call, one GPU: load, prefill and decode are all there is, so the bound is tight."""
+    scenario = load_scenario(
+        PAPER,
+        [
+            "replicates=1",
+            "workload.questions=1",
+            "workload.k=1",
+            "workload.routing=uniform",
+            "schedulers=[greedy]",
+            "gates=[always]",
+            "cluster.hosts=[{device: a100-80g, gpus: 1}]",
+            "aggregator.tp=1",
+        ],
+    )
+    run = simulate(scenario).runs[0].metrics
+    assert 0.95 * run["expert_stage_s"] <= run["lower_bound_s"] <= run["expert_stage_s"]
+
+
+def test_cancelling_saves_time_and_is_bounded_by_what_finished() -> None:
+    plain, saving = (
+        simulate(
+            load_scenario(
+                PAPER,
+                [
+                    *QUICK,
+                    "schedulers=[ilp]",
+                    f"gates=[{{plurality: {{tau: 2/3, cancel_pending: {cancel}}}}}]",
+                ],
+            )
+        ).runs[0]
+        for cancel in (False, True)
+    )
+    assert saving.metrics["calls_cancelled"] > 0
+    assert saving.metrics["output_tokens"] < plain.metrics["output_tokens"]
+    assert saving.metrics["skip_rate"] == plain.metrics["skip_rate"]
+    assert saving.metrics["accuracy"] == plain.metrics["accuracy"]
+    assert saving.metrics["expert_stage_s"] <= plain.metrics["expert_stage_s"]
+
+
+def test_a_mixed_cluster_runs_and_uses_every_worker() -> None:
+    result = simulate(
+        load_scenario(
+            PAPER,
+            [
+                *QUICK,
+                "cluster.hosts=[{device: a100-80g, gpus: 2}, {device: h100, gpus: 2}]",
+                "aggregator.tp=2",
+                "schedulers=[greedy, data_parallel]",
+            ],
+        )
+    )
+    assert result.workers == ("gpu0", "gpu1", "gpu2", "gpu3")
+    for run in result.runs:
+        expert = run.timeline["stage"] == "expert"
+        assert set(run.timeline["worker"][expert].tolist()) == {0, 1, 2, 3}
+
+
+def test_sampled_failures_are_seeded_and_survived() -> None:
+    overrides = [*QUICK, "schedulers=[greedy]", "failures.mtbf_s=400", "failures.down_s=60"]
+    first, again = (simulate(load_scenario(PAPER, overrides)).summary for _ in range(2))
+    assert first == again
+    calm = simulate(load_scenario(PAPER, [*QUICK, "schedulers=[greedy]"])).summary
+    assert first["runs"][0]["expert_stage_s"] > calm["runs"][0]["expert_stage_s"]
+    assert first["runs"][0]["accuracy"] == calm["runs"][0]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "said"),
+    [
+        (["workload.trace=nowhere.parquet"], TraceError, "nowhere.parquet"),
+        (["experts.Gemma.model=gema-2-9b"], ProfileError, "unknown model 'gema-2-9b' (did you mean 'gemma-2-9b'?)"),
+        (["cluster.hosts.0.device=a10-80g"], ProfileError, "cluster.hosts.0.device: unknown device 'a10-80g' (did you mean 'a100-80g'?)"),
+        (["aggregator.tp=8"], ScenarioError, "aggregator.tp: 8 GPUs asked for, the cluster has 4"),
+        (["experts={Gemma: {model: gemma-2-9b}}"], ScenarioError, "the trace has an expert 'QwenR1' without an entry"),
+        (["schedulers=[{ilp: {max_models_per_worker: 1}}]"], InfeasibleError, "max_models_per_worker"),
+        (["engine.num_gpu_blocks=100"], InfeasibleError, "tokens of KV cache, the engine has 1600"),
+        (["failures.scripted=[{worker: 9, at_s: 1}]"], ScenarioError, "failures.scripted.0.worker: 9"),
+        (["profiles=[none.yaml]"], ProfileError, "none.yaml"),
+        (["engine.version=vllm-v2"], ProfileError, "unknown engine 'vllm-v2'"),
+        (["workload.calibration={questions: 9999}"], ScenarioError, "calibration takes 9,999 questions"),
+        (["workload.k=4"], MosaicsimError, ""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_said(overrides: list[str], error: type[Exception], said: str) -> None:
+    with pytest.raises(error) as caught:
+        simulate(load_scenario(PAPER, [*QUICK, *overrides]))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", ["schedulers", "aggregation", "runtime"])
+def test_policies_and_orchestrator_know_no_clock(package: str) -> None:
+    for path in (ROOT / "mosaicsim" / package).glob("*.py"):
+        clocks = imports_of(path) & {
+            "simpy",
+            "asyncio",
+            "time",
+            "datetime",
+            "threading",
+            "vllm",
+            "ray",
+            "socket",
+        }
+        assert not clocks, f"{path.name} imports {clocks}"
+
+
+def test_streams_are_independent() -> None:
+    from mosaicsim.streams import Streams
+
+    streams = Streams(3, 1)
+    assert streams("a").random() == streams("a").random()
+    draws = {
+        Streams(s, r)(name).random() for s in (3, 4) for r in (0, 1) for name in ("routing", "failures.0")
+    }
+    assert len(draws) == 8
+    assert np.isfinite(list(draws)).all()
