@@ -210,7 +210,7 @@ def test_incomplete_questions_are_counted_with_an_example(tmp_path: pathlib.Path
         load(path)
     assert load(path, drop_incomplete=True).questions == ("q1",)
     path = save(tmp_path / "block.csv", ROWS[1:3])
-    with pytest.raises(TraceError, match="no question has a row of every expert"):
+    with pytest.raises(TraceError, match="no question is left: some expert had no row"):
         load(path, drop_incomplete=True)
 
 
@@ -269,14 +269,14 @@ def test_a_file_without_a_dataset_needs_one(tmp_path: pathlib.Path) -> None:
 
 def test_the_import_verb(source: pathlib.Path, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "made" / "out.parquet"
-    result = run("import", source, "-o", out, "--visible-tokens", "50", "--map", "answer=gold")
+    result = run("import", source, "-o", out, "--visible-tokens", "50", "--map", "category=dataset")
     assert result.exit_code == 0, result.output
     assert "4 rows, 2 questions, 2 experts" in result.stdout
     assert "note: visible_tokens of reasoning experts are modelled" in result.stderr
     trace = read_trace(out)
-    assert trace.values("answer") == ("E", "B")
+    assert trace.values("category") == ("toy",)
     assert trace.metadata.provenance.command == (
-        "mosaicsim trace import block.csv -o out.parquet --map answer=gold --visible-tokens 50"
+        "mosaicsim trace import block.csv -o out.parquet --map category=dataset --visible-tokens 50"
     )
     column = run(
         "import",

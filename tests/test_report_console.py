@@ -92,7 +92,7 @@ def test_a_narrow_terminal_drops_the_spread_and_no_figure(width: int) -> None:
     assert "…" not in text
     shown = row(lines, "ilp", "plurality(tau=1)")
     assert len(shown) <= 100
-    assert len(re.findall(r"\d[\d,.]*", shown)) == 11  # ten figures, delta with two ends, less the name
+    assert len(re.findall(r"\d[\d,.]*", shown)) == 12  # ten figures, one with two ends
 
 
 def test_an_ascii_terminal_gets_stand_ins() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from result_fixture import make_result
+from result_fixture import SCHEDULERS, make_result
 
 from mosaicsim.analysis.result import Result, Run
 from mosaicsim.cli.plot import plot
@@ -59,7 +60,7 @@ def test_the_gantt_marks_every_makespan_and_the_oracle(result: Result) -> None:
         assert any(list(line.get_xdata()) == [makespan, makespan] for line in ax.lines)
         assert f"{makespan:,.0f} s" in texts(ax)
     assert "oracle (sees true lengths)" in texts(ax)
-    assert "ilp takes" in ax.get_title(loc="left")
+    assert "ilp takes" in texts(ax)
 
 
 def test_gpu_time_bars_add_up_to_every_gpu_until_the_end(result: Result) -> None:
@@ -125,7 +126,7 @@ def test_every_plot_draws_on_given_axes(result: Result) -> None:
         assert draw(result, ax) is ax  # type: ignore[operator]  # each takes (result, ax)
 
 
-@pytest.mark.parametrize(("schedulers", "workers", "experts"), [(1, 1, 1), (12, 16, 20)])
+@pytest.mark.parametrize(("schedulers", "workers", "experts"), [(1, 1, 1), (12, 16, 8)])
 def test_any_size_can_be_drawn(schedulers: int, workers: int, experts: int, tmp_path: Path) -> None:
     names = ("round_robin", *(f"greedy_{i}" for i in range(schedulers - 1)))
     sized = make_result(
@@ -141,14 +142,16 @@ def test_any_size_can_be_drawn(schedulers: int, workers: int, experts: int, tmp_
 
 
 def test_the_plot_verb_remakes_the_same_files(result: Result, tmp_path: Path) -> None:
-    write_result(result, tmp_path / "r")
+    first_gate = replace(result, runs=result.runs[: len(SCHEDULERS)], workloads=result.workloads[:1])
+    first_gate = replace(first_gate, summary=result.summary | {"runs": [r.metrics for r in first_gate.runs]})
+    write_result(first_gate, tmp_path / "r")
     ran = CliRunner().invoke(
         plot, [str(tmp_path / "r"), "-o", str(tmp_path / "again")], catch_exceptions=False
     )
     remade = [Path(line) for line in ran.stdout.splitlines()]
     assert {path.name for path in remade} >= {
         "gantt-always.png",
-        "gantt-plurality-tau-0.667.png",
+        "agreement.png",
         "speedup.png",
     }
     for path in remade:

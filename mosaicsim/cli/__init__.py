@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from mosaicsim import __version__
-from mosaicsim.errors import MosaicsimError
+from mosaicsim.errors import MosaicsimError, nearest
 
 VERBS = {
     "run": "Simulate a scenario and compare its schedulers.",
@@ -36,8 +36,6 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            from mosaicsim.errors import nearest
-
             ctx.fail(f"no command '{args[0]}'{nearest(args[0], VERBS)}; commands: {', '.join(VERBS)}")
         return super().resolve_command(ctx, args)
 
@@ -55,7 +53,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: errors in one line, exit codes 0 ok, 1 failed, 2 usage, 3 a stated threshold missed."""
     try:
-        cli(standalone_mode=False)
+        code = cli(standalone_mode=False)
     except MosaicsimError as error:
         click.echo(f"mosaicsim: {error}", err=True)
         sys.exit(error.exit_code)
@@ -65,5 +63,5 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("mosaicsim: interrupted", err=True)
         sys.exit(1)
-    except click.exceptions.Exit as request:
-        sys.exit(request.exit_code)
+    # click returns the code a verb exits with instead of raising it
+    sys.exit(code if isinstance(code, int) else 0)

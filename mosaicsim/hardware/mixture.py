@@ -1,7 +1,8 @@
 """Iteration times of a mixture of experts, derived from a dense model's.
 
-A mixture has many feed-forwards a layer, of which a token runs through few. A dense model streams the same weights in every decode step; a mixture streams the feed-forwards that some
-sequence picked: few at one sequence, nearly all from about 64 on. Its arithmetic is that of the active ones.
+A mixture has many feed-forwards a layer, of which a token runs through few. A dense model streams the same
+weights in every decode step; a mixture streams the feed-forwards that some sequence picked: few at one
+sequence, nearly all from about 64 on. Its arithmetic is that of the active ones.
 """
 
 from __future__ import annotations

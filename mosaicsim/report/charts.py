@@ -7,7 +7,18 @@ from matplotlib.patches import Patch
 
 from mosaicsim.analysis.result import Result
 from mosaicsim.report.means import BASELINE, Row, baseline_of, best_of, gates_of, rows_of
-from mosaicsim.report.style import GREY, INK, STATES, axes_or_new, ink_on, key_above, lighter, rows_only, say
+from mosaicsim.report.style import (
+    GREY,
+    INK,
+    STATES,
+    axes_or_new,
+    ink_on,
+    key_above,
+    lighter,
+    percent,
+    rows_only,
+    say,
+)
 
 
 def gpu_time(result: Result, ax: Axes | None = None, *, gate: str | None = None) -> Axes:
@@ -38,7 +49,7 @@ def _stack(ax: Axes, y: int, by_state: dict[str, float], most: float) -> None:
         value = by_state[state]
         ax.barh(y, value, 0.72, left=left, color=colour, edgecolor=GREY, linewidth=0.5)
         if value > 0.035 * most:
-            share = f"{value / total:.0%}"
+            share = percent(value / total)
             ax.text(left + value / 2, y, share, ha="center", va="center", fontsize=7.5, color=ink_on(colour))
         left += value
 

@@ -61,7 +61,7 @@ COLUMNS = (
     _seconds("expert\nstage s", "expert_stage_s", "output_tokens", "lengths"),
     _seconds("aggregator\nstage s", "aggregator_stage_s", "aggregator_stage", "output_tokens", "lengths"),
     _seconds("makespan\ns", "makespan_s", "aggregator_stage", "output_tokens", "lengths"),
-    _Column("speed\nup", _figure("speedup", "{:.2f}x")),
+    _Column("speed\nup", _figure("speedup", "{:.2f}x"), ("aggregator_stage", "output_tokens", "lengths")),
     _Column("\nidle", _figure("idle_fraction", "{:.1f}%", 100)),
     _Column("\nskip", _figure("skip_rate", "{:.1f}%", 100), ("answer",)),
     _Column("accu-\nracy", _figure("accuracy", "{:.1f}%", 100), ("accuracy", "answer")),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -77,39 +79,53 @@ def width_of(ax: Axes) -> float:
 def say(ax: Axes, finding: str, detail: str = "", *, room: int = 0) -> None:
     """Put the finding above the axes in plain words, and what it rests on below it in grey.
 
-    ``room`` lines are left free between these and the axes.
+    ``room`` lines are left free between these and the axes. Call it when the rows have their names: the
+    text starts above the longest of them.
     """
-    letters = int(10.4 * width_of(ax))
-    lines = textwrap.wrap(detail, int(letters * 1.15))
+    letters = int(10.8 * width_of(ax))
     n_lines = len(textwrap.wrap(finding, letters))
-    title = "\n".join(textwrap.wrap(finding, min(letters, int(1.1 * len(finding) / n_lines) + 8)))
-    pad = 10 + 13 * len(lines) + LINE_POINTS * room
-    ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=pad)
+    title = textwrap.wrap(finding, min(letters, int(1.1 * len(finding) / n_lines) + 8))
+    details = textwrap.wrap(detail, int(letters * 1.15))
+    up = 7 + LINE_POINTS * room
+    _above(ax, details, up, fontsize=9, color=GREY)
+    _above(ax, title, up + LINE_POINTS * len(details) + 2, fontsize=11, color=INK, fontweight="bold")
+
+
+def _above(ax: Axes, lines: Sequence[str], up: float, **look: Any) -> None:
+    """Text ``up`` points above the axes, from the left end of the rows' names."""
     if lines:
         ax.annotate(
-            "\n".join(lines), (0, 1), xytext=(0, 7 + LINE_POINTS * room), xycoords="axes fraction",
-            textcoords="offset points", va="bottom", fontsize=9, color=GREY, linespacing=1.25,
-            annotation_clip=False,
+            "\n".join(lines), (0, 1), xytext=(-_names_points(ax), up), xycoords="axes fraction",
+            textcoords="offset points", va="bottom", linespacing=1.25, annotation_clip=False, **look,
         )  # fmt: skip
+
+
+def _names_points(ax: Axes) -> float:
+    """How far the names of the rows reach to the left of the axes, in points."""
+    labels = [label for label in ax.get_yticklabels() if label.get_text()]
+    widths = [text_points(line, x.get_fontsize()) for x in labels for line in x.get_text().split("\n")]
+    return max(widths, default=0.0) + 6
 
 
 def key_above(ax: Axes, handles: Sequence[Patch], *, lift: int = 0) -> int:
     """Put a legend above the axes, over ``lift`` lines that are taken already; return the lines it takes."""
-    columns = _columns_that_fit(handles, width_of(ax) * 72 * 0.85)
+    columns = _columns_that_fit(handles, width_of(ax) * 72 * 0.95)
     root = ax.figure.get_figure(root=True)
-    raised = ax.transAxes + ScaledTranslation(0, lift * LINE_POINTS / 72, root.dpi_scale_trans)
+    moved = ScaledTranslation(-_names_points(ax) / 72, lift * LINE_POINTS / 72, root.dpi_scale_trans)
     legend = Legend(
         ax, list(handles), [str(handle.get_label()) for handle in handles], ncols=columns, loc="lower left",
-        bbox_to_anchor=(0, 1), bbox_transform=raised, frameon=False, fontsize=KEY_SIZE, handlelength=1.3,
-        handleheight=0.9, columnspacing=1.3, borderaxespad=0.2, borderpad=0, labelspacing=0.35,
+        bbox_to_anchor=(0, 1), bbox_transform=ax.transAxes + moved, frameon=False, fontsize=KEY_SIZE,
+        handlelength=1.3, handleheight=0.9, columnspacing=1.3, borderaxespad=0.2, borderpad=0,
+        labelspacing=0.35,
     )  # fmt: skip
     ax.add_artist(legend)
+    legend.set_clip_on(False)  # else the layout takes it to end where the axes end
     return -(-len(handles) // columns)
 
 
 def _columns_that_fit(handles: Sequence[Patch], points: float) -> int:
     """The most legend columns, filled one after another, that are not wider together than ``points``."""
-    widths = [text_points(str(handle.get_label()), KEY_SIZE) + 32 for handle in handles]
+    widths = [text_points(str(handle.get_label()), KEY_SIZE) + 36 for handle in handles]
     for columns in range(len(widths), 1, -1):
         height = -(-len(widths) // columns)
         if sum(max(widths[i : i + height]) for i in range(0, len(widths), height)) <= points:
@@ -144,10 +160,16 @@ def ink_on(colour: str) -> str:
     return INK if luminance > 0.22 else "white"
 
 
+@lru_cache(maxsize=1024)
 def text_points(text: str, size: float) -> float:
     """Width of ``text`` in points at a font size of ``size`` points."""
     path = TextPath((0, 0), text, prop=FontProperties(family="DejaVu Sans", size=size))
-    return float(path.get_extents().width)
+    return float(np.ptp(path.vertices[:, 0]))
+
+
+def percent(share: float) -> str:
+    """``26%``; ``<1%`` where that would be ``0%`` and is not."""
+    return "<1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def seconds(value: float) -> str:

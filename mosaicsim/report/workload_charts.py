@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 from matplotlib.axes import Axes
 
 from mosaicsim.analysis.result import Result
 from mosaicsim.report.facts import Bucket, CallCounts, agreement, call_counts, experts_of, lengths_of
-from mosaicsim.report.style import GREY, INK, STATES, axes_or_new, expert_colours, lighter, rows_only, say
+from mosaicsim.report.style import (
+    GREY,
+    INK,
+    STATES,
+    axes_or_new,
+    expert_colours,
+    lighter,
+    percent,
+    rows_only,
+    say,
+)
 from mosaicsim.workload.calls import Floats, Ints
 
 
@@ -73,11 +85,11 @@ def popularity(result: Result, ax: Axes | None = None) -> Axes:
     names = [counts.experts[i] for i in order]
     ax = axes_or_new(ax, 1.5 + 0.34 * len(names))
     written = np.array([lengths_of(result, name).sum() for name in names], np.float64)
-    shares = written / written.sum()
+    shares, total = written / written.sum(), counts.calls.sum()
     for y, (name, calls) in enumerate(zip(names, counts.calls[order], strict=True)):
         ax.barh(y, calls, 0.72, color=colours[name], linewidth=0)
         ax.annotate(
-            f"{calls:,.0f} calls ({calls / counts.calls.sum():.0%}), {shares[y]:.0%} of the tokens",
+            f"{calls:,.0f} calls ({percent(calls / total)}), {percent(shares[y])} of the tokens",
             (calls, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8,
         )  # fmt: skip
     rows_only(ax, names)
@@ -107,44 +119,54 @@ def agreement_buckets(result: Result, ax: Axes | None = None) -> Axes:
     """Questions by how many of their calls agree: its cost, how often it is right, who skips it."""
     buckets = agreement(result)
     ax = axes_or_new(ax, 1.3 + 0.4 * len(buckets))
+    columns = _columns(buckets)
+    left = 1 - 0.092 * (len(columns) - 1)
     for y, bucket in enumerate(buckets):
         ax.barh(y, bucket.share, 0.6, color=lighter(STATES["decode"], 0.28 * y), linewidth=0)
+        share = f"{bucket.share:.1%}" if bucket.share >= 0.0005 else "<0.1%"
         ax.annotate(
-            f"{bucket.share:.1%}", (bucket.share, y), xytext=(4, 0), textcoords="offset points", va="center",
+            share, (bucket.share, y), xytext=(4, 0), textcoords="offset points", va="center",
             fontsize=9, fontweight="bold",
         )  # fmt: skip
     rows_only(ax, [bucket.name for bucket in buckets])
-    ax.set_xlim(0, 2.8 * max(bucket.share for bucket in buckets))
+    ax.set_xlim(0, max(bucket.share for bucket in buckets) / (left - 0.2))
     ax.spines["bottom"].set_visible(False)
     ax.tick_params(axis="x", length=0, labelbottom=False)
-    _columns(ax, buckets)
-    say(ax, _agreement_finding(buckets), room=3)
+    for x, (header, cells) in zip(np.linspace(left, 1, len(columns)), columns.items(), strict=True):
+        _column(ax, float(x), header, cells)
+    say(ax, _agreement_finding(buckets), room=max(header.count("\n") for header in columns) + 1)
     return ax
 
 
-def _columns(ax: Axes, buckets: list[Bucket]) -> None:
-    """Figures of each bucket in columns to the right of its bar."""
-    columns = [
-        ("tokens\na call", [f"{bucket.tokens:,.0f}" for bucket in buckets]),
-        ("plurality\nright", [f"{bucket.plurality_right:.1%}" for bucket in buckets]),
-        ("aggregator\nright", [f"{bucket.aggregator_right:.1%}" for bucket in buckets]),
-    ]
+def _columns(buckets: list[Bucket]) -> dict[str, list[str]]:
+    """Figures of each bucket by header; a gate that skips nothing has no column."""
+    columns = {
+        "tokens\na call": [f"{bucket.tokens:,.0f}" for bucket in buckets],
+        "plurality\nright": [f"{bucket.plurality_right:.1%}" for bucket in buckets],
+        "aggregator\nright": [f"{bucket.aggregator_right:.1%}" for bucket in buckets],
+    }
     for gate in buckets[0].skipped:
         shares = [bucket.skipped[gate] for bucket in buckets]
         if any(shares):
-            header = "skipped by\n" + gate.replace("(", "\n(")
-            columns.append((header, ["all" if s == 1 else f"{s:.0%}" if s else "none" for s in shares]))
-    for x, (header, cells) in zip(np.linspace(0.53, 1.0, len(columns)), columns, strict=True):
-        ax.annotate(
-            header, (x, 1), xytext=(0, 3), xycoords="axes fraction", textcoords="offset points", ha="right",
-            va="bottom", fontsize=8, color=GREY,
-        )  # fmt: skip
-        for y, cell in enumerate(cells):
-            ax.annotate(cell, (x, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
+            words = gate.replace("(", " (")
+            header = "skipped by\n" + textwrap.fill(words, 12, break_long_words=False)
+            columns[header] = ["all" if s == 1 else percent(s) if s else "none" for s in shares]
+    return columns
+
+
+def _column(ax: Axes, x: float, header: str, cells: list[str]) -> None:
+    """A column of text that ends at ``x``, in fractions of the axes."""
+    ax.annotate(
+        header, (x, 1), xytext=(0, 3), xycoords="axes fraction", textcoords="offset points", ha="right",
+        va="bottom", fontsize=8, color=GREY,
+    )  # fmt: skip
+    for y, cell in enumerate(cells):
+        ax.annotate(cell, (x, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
 
 
 def _agreement_finding(buckets: list[Bucket]) -> str:
-    first, last = buckets[0], buckets[-1]
+    answered = [bucket for bucket in buckets if bucket.votes] or buckets
+    first, last = answered[0], answered[-1]
     how_many = f"All {first.k}" if first.votes == first.k else f"{first.votes} of {first.k}"
     agreed = f"{how_many} calls agree on {first.share:.0%} of the questions"
     if first is last:

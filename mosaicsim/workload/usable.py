@@ -38,7 +38,7 @@ def usable_questions(
 
 
 def conflicting_questions(trace: Trace, gold: Ints | None) -> Bools:
-    """Which questions have two gold answers, or one answer graded both right and wrong, shape (questions,)."""
+    """Which questions have two gold answers, or an answer graded right and wrong, shape (questions,)."""
     question, correct = trace.codes("question_id"), trace.bools("correct")
     graded = (trace.codes("answer") >= 0) & ~trace.nulls("correct")
     answers = _two_values(question[graded], trace.codes("answer")[graded], correct[graded])
