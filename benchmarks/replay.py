@@ -2,9 +2,9 @@
 
     python benchmarks/replay.py --calls 1000000 --workload instruct --json
 
-``instruct`` has four instruction-tuned experts whose sessions are not bound by KV; ``mmlu_pro`` has the paper's
-six experts in the proportions of its Table 3, of which the reasoning ones run out of KV and preempt. Lengths
-are independent draws from the distributions of ``traces/mmlu_pro.yaml``. The clock counts everything from the
+``instruct`` has four instruction-tuned experts whose sessions are not bound by KV; ``mmlu_pro`` has the
+paper's six experts in the proportions of its Table 3, of which the reasoning ones run out of KV and preempt.
+Lengths are independent draws from the distributions of ``traces/mmlu_pro.yaml``. The clock counts everything from the
 calls in memory to the run's figures: planning, every iteration, the run log, the gate, the aggregator stage,
 metrics and the lower bound. Drawing the lengths and the schedulers' profiling sweep are not counted.
 """
@@ -38,8 +38,10 @@ K = 3
 CALIBRATION_CALLS = 512
 
 
-def make_workload(pool: tuple[str, ...], calls: int, spec: SyntheticSpec, rng: np.random.Generator) -> Workload:
-    """``calls`` (rounded down to whole questions) routed by Table 3's popularity, answers in Table 1's shares."""
+def make_workload(
+    pool: tuple[str, ...], calls: int, spec: SyntheticSpec, rng: np.random.Generator
+) -> Workload:
+    """``calls`` (rounded down to whole questions) by Table 3's popularity, with Table 1's agreement."""
     questions = calls // K
     n = questions * K
     popularity = np.array([spec.experts[name].slots for name in pool], float)
@@ -71,7 +73,9 @@ def make_workload(pool: tuple[str, ...], calls: int, spec: SyntheticSpec, rng: n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=100_000)
     parser.add_argument("--workload", choices=tuple(POOLS), default="instruct")
     parser.add_argument("--seed", type=int, default=0)

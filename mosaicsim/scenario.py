@@ -207,13 +207,18 @@ def load_scenario(path: Path, overrides: Iterable[str] = ()) -> Scenario:
     return _absolute(scenario, path.resolve().parent)
 
 
-def dump_scenario(scenario: Scenario) -> str:
-    """The resolved scenario as YAML, every default and policy option written out; it can be run again."""
+def resolved(scenario: Scenario) -> dict[str, Any]:
+    """The scenario as plain data, every default and policy option written out."""
     data = scenario.model_dump(mode="json")
     data["workload"]["routing"] = scenario.policies(PolicyKind.ROUTER)[0].as_yaml()
     data["schedulers"] = [p.as_yaml() for p in scenario.policies(PolicyKind.SCHEDULER)]
     data["gates"] = [p.as_yaml() for p in scenario.policies(PolicyKind.GATE)]
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    return data
+
+
+def dump_scenario(scenario: Scenario) -> str:
+    """The resolved scenario as YAML; it can be run again."""
+    return yaml.safe_dump(resolved(scenario), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
     python plots/real_traces.py                # both scenarios and their variants, about two minutes
     python plots/real_traces.py --no-variants real_mmlu_pro_thinking
 
-Needs the imported traces (docs/real_traces.md says how to make them). Means over the replicates; a range is the
-lowest to the highest replicate; the ends of 95 % intervals are averaged.
+Needs the imported traces (docs/real_traces.md says how to make them). Means over the replicates; a range is
+the lowest to the highest replicate; the ends of 95 % intervals are averaged.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -20,10 +21,12 @@ from mosaicsim.analysis.study import simulate
 from mosaicsim.report.facts import agreement, call_counts, lengths_of
 from mosaicsim.report.means import Row, rows_of
 from mosaicsim.scenario import load_scenario
+from mosaicsim.workload import aggregator_model
+from mosaicsim.workload.trace import read_trace
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 NAMES = ("real_mmlu_pro_thinking", "real_mmlu_pro_instruct")
-COMPARED = ("round_robin", "greedy_list", "ilp", "ilp_k4")
+COMPARED = ("round_robin", "greedy_lpt", "greedy_list", "ilp", "ilp_k4")
 CANCEL = "plurality(tau=0.667, cancel)"
 
 FAST_GATES = "gates=[always, {plurality: {tau: 2/3}}]"
@@ -56,7 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("scenarios", nargs="*", choices=[*NAMES, []], help="both by default")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help=f"{' or '.join(NAMES)}; both by default"
+    )
     parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
     for name in arguments.scenarios or NAMES:
@@ -66,6 +71,7 @@ def main() -> None:
             print(f"{title}\n", *lines, "", sep="\n")
         if arguments.variants:
             print("Variants\n", *variants(name), "", sep="\n")
+            print("Other answer rules\n", *answer_rules(name), "", sep="\n")
 
 
 def run(name: str, *overrides: str) -> Result:
@@ -78,7 +84,7 @@ def tables(result: Result) -> Iterator[tuple[str, list[str]]]:
     yield "Popularity", popularity(result)
     yield "Agreement", buckets(result)
     yield "Schedulers, gate always", schedulers(result)
-    yield "Gates", gates(result)
+    yield "Gates (all but the share skipped is modelled)", gates(result)
     yield "Cancelling", cancelling(result)
 
 
@@ -125,7 +131,18 @@ def buckets(result: Result) -> list[str]:
         "plurality right",
         "aggregator right (modelled)",
     )
-    return markdown(header, rows)
+    plurality = sum(b.share * b.plurality_right for b in agreement(result))
+    best, alone = best_expert(result)
+    note = f"Right over all: plurality {plurality:.1%}; on the whole trace {best} alone {alone:.1%}."
+    return [*markdown(header, rows), "", note]
+
+
+def best_expert(result: Result) -> tuple[str, float]:
+    """The expert that is right most often over the whole trace, and how often."""
+    trace = read_trace(result.scenario["workload"]["trace"])
+    right = trace.bools("correct")
+    shares = [right[trace.expert_index == i].mean() for i in range(len(trace.experts))]
+    return trace.experts[int(np.argmax(shares))], float(max(shares))
 
 
 def schedulers(result: Result) -> list[str]:
@@ -157,38 +174,19 @@ def schedulers(result: Result) -> list[str]:
 
 
 def gates(result: Result) -> list[str]:
-    """Every gate: what it skips, costs and saves."""
-    rows = []
+    """Every gate: what it skips and costs, which no scheduler changes, and the end-to-end time under each."""
+    by_gate: dict[str, dict[str, Row]] = {}
     for row in rows_of(result):
-        if row.scheduler not in COMPARED:
-            continue
-        low, high = row.interval("delta_pp_ci95") or (0.0, 0.0)
-        delta = f"{row.values('delta_pp').mean():+.2f} [{low:+.2f}, {high:+.2f}]"
-        rows.append(
-            [
-                row.gate,
-                row.scheduler,
-                f"{row.values('skip_rate').mean():.1%}",
-                f"{row.values('accuracy').mean():.1%}",
-                delta if row.gate != "always" else "reference",
-                f"{row.values('expert_stage_s').mean():,.0f}",
-                f"{row.values('aggregator_stage_s').mean():,.0f}",
-                f"{row.values('makespan_s').mean():,.0f}",
-                times(row, "end_to_end_speedup"),
-            ]
-        )
-    header = (
-        "gate",
-        "scheduler",
-        "skipped",
-        "accuracy (modelled)",
-        "delta pp [95 %] (modelled)",
-        "expert stage s",
-        "aggregator stage s (modelled)",
-        "end to end s (modelled)",
-        "over round_robin, always (modelled)",
-    )
-    return markdown(header, rows)
+        by_gate.setdefault(row.gate, {})[row.scheduler] = row
+    rows = []
+    for gate, of in by_gate.items():
+        row = of[COMPARED[0]]
+        figures = (f"{row.values(name).mean():.1%}" for name in ("skip_rate", "accuracy"))
+        stage = f"{row.values('aggregator_stage_s').mean():,.0f}"
+        ends = (f"{of[name].values('makespan_s').mean():,.0f}" for name in COMPARED)
+        rows.append([gate, *figures, delta(row) if gate != "always" else "reference", stage, *ends])
+    header = ("gate", "skipped", "accuracy", "delta pp [95 %]", "aggregator stage s")
+    return markdown((*header, *(f"{name}, end to end s" for name in COMPARED)), rows)
 
 
 def cancelling(result: Result) -> list[str]:
@@ -228,7 +226,6 @@ def variants(name: str) -> list[str]:
         result = run(name, FAST_GATES, *overrides)
         ungated = {row.scheduler: row for row in rows_of(result, "always")}
         gated = {row.scheduler: row for row in rows_of(result, "plurality(tau=0.667)")}
-        low, high = gated["round_robin"].interval("delta_pp_ci95") or (0.0, 0.0)
         rows.append(
             [
                 title,
@@ -237,7 +234,7 @@ def variants(name: str) -> list[str]:
                 f"{ungated['round_robin'].values('idle_fraction').mean():.0%}",
                 *(f"{of['round_robin'].values('aggregator_stage_s').mean():,.0f}" for of in (ungated, gated)),
                 f"{gated['round_robin'].values('skip_rate').mean():.1%}",
-                f"{gated['round_robin'].values('delta_pp').mean():+.2f} [{low:+.2f}, {high:+.2f}]",
+                delta(gated["round_robin"]),
             ]
         )
     header = (
@@ -253,9 +250,30 @@ def variants(name: str) -> list[str]:
     return markdown(header, rows)
 
 
+def answer_rules(name: str) -> list[str]:
+    """Accuracies were the modelled aggregator to see less or more of the truth in the texts."""
+    gated = ("tau=1", "tau=0.667")
+    rows = []
+    for logit in (0.0, 0.4, aggregator_model.RIGHT_LOGIT, 1.6):
+        with patch.object(aggregator_model, "RIGHT_LOGIT", logit):
+            result = run(name, "schedulers=[round_robin]", "gates=[always, {plurality: {tau: 1}}, plurality]")
+        of = {row.gate: row for row in rows_of(result)}
+        accuracy = f"{of['always'].values('accuracy').mean():.1%}"
+        rows.append([f"{logit:g}", accuracy, *(delta(of[f"plurality({tau})"]) for tau in gated)])
+    return markdown(
+        ("weight of being right", "accuracy, always", *(f"delta pp, {tau}" for tau in gated)), rows
+    )
+
+
 def seconds(row: Row, metric: str) -> str:
     """Mean and half the range."""
     return f"{row.values(metric).mean():,.0f} ± {row.half_range(metric) or 0:,.0f}"
+
+
+def delta(row: Row) -> str:
+    """Mean change of accuracy with its interval."""
+    low, high = row.interval("delta_pp_ci95") or (np.nan, np.nan)
+    return f"{row.values('delta_pp').mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def spread(row: Row, metric: str) -> str:

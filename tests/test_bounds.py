@@ -13,7 +13,7 @@ from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.workload.calls import CallTable, Ints
 
 A100 = TwoRegimeLatency(11.2e-3, 0.033e-3, 8.0e-8, 8.25e-3, 0.05e-3, 0.054e-3, 8.2e-8)
-"""Llama-3.1-8B on an A100: shared/data/stats' fit of ai-dynamo/aiconfigurator's tables (Apache-2.0)."""
+"""Llama-3.1-8B on an A100, rounded: fitted to ai-dynamo/aiconfigurator's operator tables (Apache-2.0)."""
 
 SLOW = TwoRegimeLatency(25e-3, 0.05e-3, 1.6e-7, 20e-3, 0.1e-3, 0.1e-3, 1.6e-7)
 

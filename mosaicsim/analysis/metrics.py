@@ -34,7 +34,7 @@ def paired_delta(ours: Bools, baseline: Bools) -> tuple[float, tuple[float, floa
     """Difference of two accuracies on the same questions in percentage points, with its 95 % interval.
 
     Only discordant questions carry information. The interval is Wald's after adding half a question to each
-    of the four cells (Agresti and Min, Statistics in Medicine 24, 2005), which holds its level for few of them.
+    of the four cells (Agresti and Min, Statistics in Medicine 24, 2005): it holds its level for few of them.
     """
     n = len(ours)
     gained, lost = int((ours & ~baseline).sum()), int((~ours & baseline).sum())

@@ -22,14 +22,14 @@ from mosaicsim.analysis.metrics import (
     timeline,
     worker_intervals,
 )
-from mosaicsim.analysis.result import Result, Run
+from mosaicsim.analysis.result import BASELINE, Result, Run
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.simulated import SessionCache, SimulatedExecutor
 from mosaicsim.policies import Policy, PolicyKind
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED
-from mosaicsim.scenario import Scenario
+from mosaicsim.scenario import Scenario, resolved
 from mosaicsim.schedulers.base import OracleProblem, Problem, Scheduler, SessionCost, WorkerView
 from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
@@ -39,9 +39,6 @@ from mosaicsim.workload.trace import read_trace
 
 Progress = Callable[[int, int, str], None]
 """Told (runs done, runs in all, what is next)."""
-
-BASELINE = "round_robin"
-"""The scheduler that speedups are measured against, when the scenario has it."""
 
 
 def simulate(scenario: Scenario, progress: Progress = lambda done, total, what: None) -> Result:
@@ -78,7 +75,7 @@ def simulate(scenario: Scenario, progress: Progress = lambda done, total, what: 
     progress(total, total, "done")
     _add_speedups(runs)
     return Result(
-        scenario=scenario.model_dump(mode="json"),
+        scenario=resolved(scenario),
         summary=_summary(scenario, runs, workloads),
         workloads=tuple(workloads),
         workers=fleet.worker_names,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -39,7 +38,7 @@ def run(
         return
 
     from mosaicsim.analysis.study import simulate
-    from mosaicsim.report.folder import check_writable, write_result
+    from mosaicsim.report.folder import check_writable, summary_text, write_result
     from mosaicsim.report.progress import show_progress
 
     folder = out if out or as_json else Path("results") / study.name
@@ -50,7 +49,7 @@ def run(
     if folder is not None:
         write_result(result, folder, plots=plots)
     if as_json:
-        click.echo(json.dumps(result.summary, indent=1))
+        click.echo(summary_text(result), nl=False)
         return
 
     from rich.console import Console

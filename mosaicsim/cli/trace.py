@@ -207,7 +207,7 @@ def _print(figures: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(
         f"{figures['trace']}: {figures['rows']:,} rows, {figures['questions']:,} questions, "
-        f"{len(figures['categories'])} categories, dataset {', '.join(figures['datasets'])}",
+        f"categories {', '.join(figures['categories'])}; dataset {', '.join(figures['datasets'])}",
         markup=False,
         soft_wrap=True,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from mosaicsim.analysis.result import Result
-from mosaicsim.report.means import BASELINE, Row, baseline_of, best_of, gates_of, rows_of
+from mosaicsim.analysis.result import BASELINE, Result
+from mosaicsim.report.means import Row, baseline_of, best_of, gates_of, rows_of
 from mosaicsim.report.style import (
     GREY,
     INK,

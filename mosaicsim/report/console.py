@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mosaicsim.analysis.result import Result
+from mosaicsim.analysis.result import BASELINE, Result
 from mosaicsim.report.facts import call_counts
-from mosaicsim.report.means import BASELINE, Row, baseline_of, best_of, gates_of, rows_of
+from mosaicsim.report.means import Row, baseline_of, best_of, gates_of, rows_of
 
 if TYPE_CHECKING:
     from rich.console import Console

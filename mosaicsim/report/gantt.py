@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 
-from mosaicsim.analysis.result import Result, Run
+from mosaicsim.analysis.result import BASELINE, Result, Run
 from mosaicsim.report.bars import AGGREGATOR_NAME, Bar, Part, bars_of
 from mosaicsim.report.facts import experts_of
-from mosaicsim.report.means import BASELINE, gates_of
+from mosaicsim.report.means import gates_of
 from mosaicsim.report.style import (
     AGGREGATOR,
     GREY,

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mosaicsim.analysis.result import Result, Run
+from mosaicsim.analysis.result import BASELINE, Result, Run
 from mosaicsim.workload.calls import Floats
-
-BASELINE = "round_robin"
-"""The scheduler that speedups are measured against."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from mosaicsim.analysis.result import Result
+from mosaicsim.analysis.result import BASELINE, Result
 from mosaicsim.report.charts import gpu_time, speedups
 from mosaicsim.report.gantt import gantt
-from mosaicsim.report.means import BASELINE, gates_of
+from mosaicsim.report.means import gates_of
 from mosaicsim.report.style import RC
 from mosaicsim.report.workload_charts import agreement_buckets, lengths, popularity
 
