@@ -4,7 +4,7 @@
 
 ``instruct`` has four instruction-tuned experts whose sessions are not bound by KV; ``mmlu_pro`` has the
 paper's six experts in the proportions of its Table 3, of which the reasoning ones run out of KV and preempt.
-Lengths are independent draws from the distributions of ``traces/mmlu_pro.yaml``. The clock counts everything
+Lengths are independent draws from the distributions of ``traces/mmlu_pro.yaml``. The clock counts
 from the calls in memory to the run's figures: planning, every iteration, the run log, the gate, the aggregator
 stage, metrics and the lower bound. Drawing the lengths, the schedulers' profiling sweep and a warm-up run of
 999 calls are not counted.

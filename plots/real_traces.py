@@ -18,6 +18,7 @@ import numpy as np
 
 from mosaicsim.analysis.result import Result
 from mosaicsim.analysis.study import simulate
+from mosaicsim.errors import MosaicsimError
 from mosaicsim.report.facts import agreement, call_counts, lengths_of
 from mosaicsim.report.means import Row, rows_of
 from mosaicsim.scenario import load_scenario
@@ -64,14 +65,22 @@ def main() -> None:
     )
     parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
-    for name in arguments.scenarios or NAMES:
-        print(f"## {name}\n")
-        result = run(name)
-        for title, lines in tables(result):
-            print(f"{title}\n", *lines, "", sep="\n")
-        if arguments.variants:
-            print("Variants\n", *variants(name), "", sep="\n")
-            print("Other answer rules\n", *answer_rules(name), "", sep="\n")
+    try:
+        for name in arguments.scenarios or NAMES:
+            report(name, with_variants=arguments.variants)
+    except MosaicsimError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+
+
+def report(name: str, *, with_variants: bool) -> None:
+    """Print the tables of one scenario."""
+    result = run(name)
+    print(f"## {name}\n")
+    for title, lines in tables(result):
+        print(f"{title}\n", *lines, "", sep="\n")
+    if with_variants:
+        print("Variants\n", *variants(name), "", sep="\n")
+        print("Other answer rules\n", *answer_rules(name), "", sep="\n")
 
 
 def run(name: str, *overrides: str) -> Result:

@@ -14,8 +14,9 @@ from worlds import AGGREGATOR, make_workload, run
 from mosaicsim.aggregation.base import ASK
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.simulated import Failure
-from mosaicsim.runtime.orchestrator import Orchestrator
+from mosaicsim.runtime.orchestrator import Orchestrator, Pool
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
+from mosaicsim.schedulers.base import WorkerView
 
 SCHEDULERS = ["round_robin", "data_parallel", "greedy", "ilp", "oracle"]
 GATES: list[tuple[str, dict[str, Any]]] = [
@@ -166,6 +167,14 @@ def test_the_aggregator_takes_groups_of_workers(tp: int, instances: int) -> None
     assert len(rows) == instances
     assert all(len(r.spec.workers) == tp for r in rows)
     assert sum(len(r.spec.call_ids) for r in rows) == 30
+
+
+def test_aggregator_groups_stay_on_one_island() -> None:
+    workers = tuple(WorkerView(i, f"gpu{i}", "made") for i in range(7))
+    pool = Pool(workers, 1, 2, ((0, 1, 2), (3, 4, 5, 6)))
+    assert pool.aggregator_groups(set(range(7))) == [(0, 1), (3, 4), (5, 6)]
+    assert pool.aggregator_groups({0, 2, 4, 5, 6}) == [(0, 2), (4, 5)]
+    assert pool.aggregator_groups({0, 3}) == []
 
 
 def test_a_gate_that_skips_everything_needs_no_aggregator() -> None:

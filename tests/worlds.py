@@ -92,7 +92,12 @@ def run(
 ) -> tuple[Orchestrator, float]:
     """One run in simulation; returns the orchestrator and the makespan."""
     policy, judge = create(scheduler, options or {}), create_gate(*gate)
-    pool = Pool(tuple(WorkerView(i, f"gpu{i}", "made") for i in range(n_workers)), slots, tp)
+    pool = Pool(
+        tuple(WorkerView(i, f"gpu{i}", "made") for i in range(n_workers)),
+        slots,
+        tp,
+        (tuple(range(n_workers)),),
+    )
     orchestrator = Orchestrator(
         workload, pool, policy, judge, problem_maker(workload, policy), fallback=create("greedy", {})
     )

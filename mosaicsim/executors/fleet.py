@@ -12,7 +12,7 @@ from mosaicsim.errors import ProfileError, ScenarioError, nearest
 from mosaicsim.executors.engine import EngineConfig
 from mosaicsim.executors.simulated import EngineSpec, Failure, SimulatedCluster
 from mosaicsim.hardware.catalog import Catalog, load_catalog
-from mosaicsim.hardware.cluster import Cluster, Gpu, Host
+from mosaicsim.hardware.cluster import Cluster, Host, Worker
 from mosaicsim.hardware.latency import HostOverhead
 from mosaicsim.runtime.orchestrator import AGGREGATOR, Pool
 from mosaicsim.scenario import EngineSection, ModelSection, Scenario
@@ -35,15 +35,17 @@ class Fleet:
         self._catalog: Catalog = load_catalog(files=[Path(p) for p in scenario.profiles])
         self.cluster = _cluster(scenario, self._catalog)
         self._engines: dict[tuple[str, str, int], EngineSpec] = {}
-        if scenario.aggregator.tp > len(self.cluster.workers):
+        largest = max(map(len, self.cluster.islands))
+        if scenario.aggregator.tp > largest:
             raise ScenarioError(
-                f"aggregator.tp: {scenario.aggregator.tp} GPUs asked for, "
-                f"the cluster has {len(self.cluster.workers)}"
+                f"aggregator.tp: {scenario.aggregator.tp} GPUs of one device on one host asked for, "
+                f"the cluster has at most {largest}"
             )
         self.pool = Pool(
             tuple(WorkerView(i, w.name, w.device) for i, w in enumerate(self.cluster.workers)),
             scenario.cluster.experts_per_worker,
             scenario.aggregator.tp,
+            self.cluster.islands,
         )
 
     @property
@@ -158,7 +160,7 @@ def _prefix_caching(settings: EngineSection) -> bool:
 def _cluster(scenario: Scenario, catalog: Catalog) -> Cluster:
     """One worker a GPU, named ``gpu0``, ``gpu1``, ... over all hosts."""
     hosts: list[Host] = []
-    gpus: list[Gpu] = []
+    workers: list[Worker] = []
     for i, section in enumerate(scenario.cluster.hosts):
         name = section.name or f"host{i}"
         hosts.append(Host(name, math.inf if section.disk_streams is None else section.disk_streams))
@@ -166,11 +168,11 @@ def _cluster(scenario: Scenario, catalog: Catalog) -> Cluster:
             device = catalog.device_name(section.device)
         except ProfileError as error:
             raise ProfileError(f"cluster.hosts.{i}.device: {error}") from None
-        gpus += [Gpu(f"gpu{len(gpus) + j}", device, name) for j in range(section.gpus)]
+        workers += [Worker(f"gpu{len(workers) + j}", device, name) for j in range(section.gpus)]
     for i, failure in enumerate(scenario.failures.scripted):
-        if failure.worker >= len(gpus):
+        if failure.worker >= len(workers):
             raise ScenarioError(
                 f"failures.scripted.{i}.worker: {failure.worker}, "
-                f"but the cluster's workers are 0 to {len(gpus) - 1}"
+                f"but the cluster's workers are 0 to {len(workers) - 1}"
             )
-    return Cluster.of_gpus(gpus, hosts)
+    return Cluster(tuple(workers), tuple(hosts))

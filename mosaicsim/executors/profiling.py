@@ -57,8 +57,8 @@ def _sizes(most_calls: int) -> list[int]:
 def _mean_seconds(spec: EngineSpec, output: Ints, prompt: Ints, n: int, rng: np.random.Generator) -> float:
     """Mean time of a session of n calibration calls.
 
-    Calls are drawn systematically, evenly spaced in length from a random start: every session has its share of
-    long calls, so that what differs between draws is mainly when the longest ones get their turn.
+    Calls are drawn systematically, evenly spaced in length from a random start: every session has its share
+    of long calls, so that what differs between draws is mainly when the longest ones get their turn.
     """
     by_length = np.argsort(output, kind="stable")
     draws = max(LEAST_DRAWS, LEAST_CALLS // n)

@@ -36,12 +36,23 @@ class Pool:
     """The workers and how they are used.
 
     ``workers`` are as schedulers see them; each runs ``slots`` sessions at a time; an aggregator instance
-    takes ``aggregator_tp`` of them.
+    takes ``aggregator_tp`` workers of one island. ``islands`` are the sets of workers (of one device, on one
+    host) that tensor parallelism can span.
     """
 
     workers: tuple[WorkerView, ...]
     slots: int
     aggregator_tp: int
+    islands: tuple[tuple[int, ...], ...]
+
+    def aggregator_groups(self, alive: set[int]) -> list[tuple[int, ...]]:
+        """As many disjoint groups of ``aggregator_tp`` living workers as the islands hold."""
+        groups = []
+        for island in self.islands:
+            left = [w for w in island if w in alive]
+            whole = len(left) // self.aggregator_tp * self.aggregator_tp
+            groups += [tuple(left[i : i + self.aggregator_tp]) for i in range(0, whole, self.aggregator_tp)]
+        return groups
 
 
 class Orchestrator:
@@ -196,9 +207,8 @@ class Orchestrator:
         if not len(left):
             self.finished = True
             return
-        alive, tp = sorted(self._alive), self._pool.aggregator_tp
-        groups = [tuple(alive[i : i + tp]) for i in range(0, len(alive) - tp + 1, tp)]
-        for i, group in enumerate(groups[: len(left)]):
+        groups = self._pool.aggregator_groups(self._alive)[: len(left)]
+        for i, group in enumerate(groups):
             share = left[i :: len(groups)]
             self._running[self._serial] = PlannedSession(group[0], -1, share)
             self._start(group, AGGREGATOR, share, AGGREGATOR, now)
