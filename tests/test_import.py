@@ -320,7 +320,7 @@ def test_the_info_verb(tmp_path: pathlib.Path) -> None:
     assert shares["3"] == pytest.approx(unanimous)
     assert sum(shares.values()) == pytest.approx(1)
     text = run("info", path).stdout
-    assert "200 rows, 40 questions, 3 categories" in text
+    assert "200 rows, 40 questions, categories law" in text
     assert "made up" in text
 
 

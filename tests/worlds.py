@@ -98,8 +98,10 @@ def run(
         tp,
         (tuple(range(n_workers)),),
     )
+    problem_of = problem_maker(workload, policy)
+    plan = policy.plan(problem_of(np.arange(len(workload.calls)), pool.workers))
     orchestrator = Orchestrator(
-        workload, pool, policy, judge, problem_maker(workload, policy), fallback=create("greedy", {})
+        workload, pool, plan, policy, judge, problem_of, fallback=create("greedy", {})
     )
     executor = SimulatedExecutor(
         SimulatedCluster(

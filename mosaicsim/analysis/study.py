@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mosaicsim.analysis.metrics import (
     worker_intervals,
 )
 from mosaicsim.analysis.result import BASELINE, Result, Run
+from mosaicsim.errors import InfeasibleError
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.simulated import SessionCache, SimulatedExecutor
@@ -30,7 +32,7 @@ from mosaicsim.policies import Policy, PolicyKind
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED
 from mosaicsim.scenario import Scenario, resolved
-from mosaicsim.schedulers.base import OracleProblem, Problem, Scheduler, SessionCost, WorkerView
+from mosaicsim.schedulers.base import OracleProblem, Plan, Problem, Scheduler, SessionCost, WorkerView
 from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.build import build_workload
@@ -39,6 +41,9 @@ from mosaicsim.workload.trace import read_trace
 
 Progress = Callable[[int, int, str], None]
 """Told (runs done, runs in all, what is next)."""
+
+Costs = dict[tuple[int, str], SessionCost]
+"""Session costs by expert and device."""
 
 
 def simulate(scenario: Scenario, progress: Progress = lambda done, total, what: None) -> Result:
@@ -68,6 +73,8 @@ def simulate(scenario: Scenario, progress: Progress = lambda done, total, what: 
         )
         workloads.append(workload)
         replicated = Replicate(fleet, workload, streams, replicate)
+        for i, scheduler in enumerate(schedulers):
+            replicated.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
         for scheduler in schedulers:
             for gate in gates:
                 progress(len(runs), total, f"replicate {replicate}: {scheduler.label}, {gate.label}")
@@ -92,7 +99,7 @@ class Replicate:
         self._replicate = replicate
         self._sessions: SessionCache = {}
         self._bounds: dict[bytes, float] = {}
-        self._costs = self._profile()
+        self._plans: dict[str, Plan] = {}
 
     def run(self, scheduler: Policy, gate: Policy) -> Run:
         """One scheduler under one gate."""
@@ -100,6 +107,7 @@ class Replicate:
         orchestrator = Orchestrator(
             self._workload,
             self._fleet.pool,
+            self.plan(scheduler),
             policy,
             judge,
             self._problem_for(policy),
@@ -114,21 +122,53 @@ class Replicate:
         makespan = executor.run(orchestrator)
         return self._describe(orchestrator, scheduler, gate, policy, judge, makespan)
 
-    def _profile(self) -> dict[tuple[int, str], SessionCost]:
-        """The profiling sweep of each expert on each kind of device."""
+    def plan(self, scheduler: Policy, where: str = "") -> Plan:
+        """The scheduler's plan for the whole expert stage; made once, whatever the gate.
+
+        Raises InfeasibleError that starts with ``where``.
+        """
+        if scheduler.label not in self._plans:
+            policy = scheduler.create()
+            calls = np.arange(len(self._workload.calls))
+            try:
+                plan = policy.plan(self._problem_for(policy)(calls, self._fleet.pool.workers))
+            except InfeasibleError as error:
+                raise InfeasibleError(f"{where}: {error}") from None
+            self._plans[scheduler.label] = plan
+        return self._plans[scheduler.label]
+
+    @cached_property
+    def _profiled(self) -> Costs:
+        """The profiling sweep of each expert on each kind of device, over its calibration calls."""
+        calibration = self._workload.calibration
+        return self._sweep(
+            lambda m: (calibration.output_tokens[m], calibration.prompt_tokens[m]), longest_first=False
+        )
+
+    @cached_property
+    def _true(self) -> Costs:
+        """The same over the very calls to come, longest first: for schedulers that are shown lengths."""
+        calls, lengths = self._workload.calls, self._workload.outcomes.output_tokens
+
+        def own_calls(m: int) -> tuple[Ints, Ints]:
+            return lengths[calls.expert == m], calls.prompt_tokens[calls.expert == m]
+
+        return self._sweep(own_calls, longest_first=True)
+
+    def _sweep(self, calls_of: Callable[[int], tuple[Ints, Ints]], *, longest_first: bool) -> Costs:
         costs = {}
         most = self._workload.calls.counts(len(self._workload.experts))
-        calibration = self._workload.calibration
         for m, name in enumerate(self._workload.experts):
             for device in self._fleet.cluster.devices:
                 worker = next(w.index for w in self._fleet.pool.workers if w.device == device)
-                costs[m, device] = profile_sessions(
+                known = self._profiled.get((m, device)) if longest_first and not most[m] else None
+                costs[m, device] = known or profile_sessions(
                     self._fleet.engine_of(name, (worker,)),
-                    calibration.output_tokens[m],
-                    calibration.prompt_tokens[m],
+                    *calls_of(m),
                     int(most[m]),
                     self._fleet.profile_of(name, device).reasoning,
                     self._streams(f"profiling.{name}.{device}"),
+                    longest_first=longest_first,
                 )
         return costs
 
@@ -137,9 +177,8 @@ class Replicate:
         workload = self._workload
 
         def problem_of(call_ids: Ints, workers: tuple[WorkerView, ...]) -> Problem:
-            costs = tuple(
-                tuple(self._costs[m, w.device] for w in workers) for m in range(len(workload.experts))
-            )
+            known = self._true if scheduler.sees_lengths else self._profiled
+            costs = tuple(tuple(known[m, w.device] for w in workers) for m in range(len(workload.experts)))
             shown = (workload.experts, workload.calls, call_ids, workers, costs)
             if scheduler.sees_lengths:
                 return OracleProblem(*shown, output_tokens=workload.outcomes.output_tokens)
@@ -171,7 +210,6 @@ class Replicate:
         bound = self._bound(log.status[:n] == FINISHED)
         busy = busy_s(worker_intervals(log, "expert", n_workers))
         by_state = gpu_time(log, n_workers, makespan)
-        assert plan is not None
         metrics: dict[str, Any] = {
             "scheduler": scheduler.label,
             "gate": gate.label,

@@ -76,15 +76,19 @@ class Fleet:
     def profile_of(self, name: str, device: str, tp: int = 1) -> Profile:
         """The profile of the model that plays ``name``."""
         section = self.section_of(name)
-        return self._catalog.profile(
-            section.model,
-            device,
-            tp=tp,
-            gpu_memory_utilization=self._scenario.engine.gpu_memory_utilization,
-            memory_share=1 / self.pool.slots if name != AGGREGATOR else 1.0,
-            load_s=section.load_s,
-            timing=section.timing,
-        )
+        where = "aggregator" if name == AGGREGATOR else f"experts.{name}"
+        try:
+            return self._catalog.profile(
+                section.model,
+                device,
+                tp=tp,
+                gpu_memory_utilization=self._scenario.engine.gpu_memory_utilization,
+                memory_share=1 / self.pool.slots if name != AGGREGATOR else 1.0,
+                load_s=section.load_s,
+                timing=section.timing,
+            )
+        except ProfileError as error:
+            raise ProfileError(f"{where}: {error}") from None
 
     def section_of(self, name: str) -> ModelSection:
         """What the scenario says of an expert or the aggregator. Raises ScenarioError if it says nothing."""
@@ -94,7 +98,7 @@ class Fleet:
         if name not in experts:
             raise ScenarioError(
                 f"experts: the trace has an expert '{name}' without an entry{nearest(name, experts)}; "
-                f"add `{name}: {{model: ...}}`, entries are {', '.join(experts)}"
+                f"add `{name}: {{model: ...}}`; there are entries for {', '.join(experts) or 'none'}"
             )
         return experts[name]
 

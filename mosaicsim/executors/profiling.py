@@ -27,13 +27,18 @@ def profile_sessions(
     most_calls: int,
     reasoning: bool,
     rng: np.random.Generator,
+    *,
+    longest_first: bool = False,
 ) -> SessionCost:
     """Sweep the session size over powers of two up to ``most_calls`` (at most LARGEST_SESSION).
 
-    ``output_tokens`` and ``prompt_tokens``, shape (calibration calls,), are aligned.
+    ``output_tokens`` and ``prompt_tokens``, shape (calibration calls,), are aligned. Sessions run in random
+    order, or ``longest_first``, as only one who knows the lengths can.
     """
     counts = _sizes(min(most_calls, LARGEST_SESSION))
-    seconds = [_mean_seconds(spec, output_tokens, prompt_tokens, n, rng) for n in counts]
+    by_length = np.argsort(output_tokens, kind="stable")
+    output, prompt = output_tokens[by_length], prompt_tokens[by_length]
+    seconds = [_mean_seconds(spec, output, prompt, n, None if longest_first else rng) for n in counts]
     return SessionCost(
         load_s=spec.load_s,
         counts=np.array(counts, np.float64),
@@ -54,18 +59,20 @@ def _sizes(most_calls: int) -> list[int]:
     return [*sizes, max(1, most_calls)]
 
 
-def _mean_seconds(spec: EngineSpec, output: Ints, prompt: Ints, n: int, rng: np.random.Generator) -> float:
-    """Mean time of a session of n calibration calls.
+def _mean_seconds(
+    spec: EngineSpec, output: Ints, prompt: Ints, n: int, rng: np.random.Generator | None
+) -> float:
+    """Mean time of a session of n of the calls (ascending in length), in random order or longest first.
 
     Calls are drawn systematically, evenly spaced in length from a random start: every session has its share
     of long calls, so that what differs between draws is mainly when the longest ones get their turn.
     """
-    by_length = np.argsort(output, kind="stable")
-    draws = max(LEAST_DRAWS, LEAST_CALLS // n)
+    draws = max(LEAST_DRAWS, LEAST_CALLS // n) if rng else 1
     total = 0.0
     for _ in range(draws):
-        spaced = ((np.arange(n) + rng.random()) * len(output) / n).astype(np.int64)
-        rows = rng.permutation(by_length[spaced])
+        start = rng.random() if rng else 0.5
+        rows = ((np.arange(n) + start) * len(output) / n).astype(np.int64)
+        rows = rng.permutation(rows) if rng else rows[::-1]
         engine = Engine(spec.config, spec.tables)
         engine.add(prompt[rows].tolist(), output[rows].tolist())
         engine.advance()

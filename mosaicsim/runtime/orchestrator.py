@@ -62,14 +62,18 @@ class Orchestrator:
         self,
         workload: Workload,
         pool: Pool,
+        plan: Plan,
         scheduler: Scheduler,
         gate: Gate,
         problem_of: Callable[[Ints, tuple[WorkerView, ...]], Problem],
         fallback: Scheduler,
     ) -> None:
-        """``fallback`` plans what a lost worker leaves when the scheduler's own constraints forbid it."""
+        """``plan`` is the scheduler's for all calls. It is asked again for what a lost worker leaves.
+
+        ``fallback`` plans that where the scheduler's own constraints forbid it.
+        """
         self.log = RunLog(len(workload.calls) + workload.n_questions)
-        self.plan: Plan | None = None
+        self.plan = plan
         self.expert_stage_s = 0.0
         self.accepted: Ints = np.full(workload.n_questions, ASK, np.int64)
         self.finished = False
@@ -86,10 +90,8 @@ class Orchestrator:
         self._calls_of = np.arange(len(workload.calls)).reshape(workload.n_questions, -1)
 
     def begin(self, executor: Executor) -> None:
-        """Plan the expert stage and start the first sessions."""
+        """Start the first sessions of the plan."""
         self._executor = executor
-        calls = np.arange(len(self._workload.calls))
-        self.plan = self._scheduler.plan(self._problem_of(calls, self._pool.workers))
         self._enqueue(self.plan.sessions)
         self._dispatch(0.0)
 

@@ -86,7 +86,8 @@ class Problem:
 class OracleProblem(Problem):
     """A Problem that also tells true output lengths; only the scheduler named ``oracle`` is handed one.
 
-    ``output_tokens`` has one entry per row of ``calls``.
+    ``output_tokens`` has one entry per row of ``calls``; ``costs`` are sweeps over the true lengths, the
+    longest calls of a session first.
     """
 
     output_tokens: Ints = field(default_factory=lambda: np.zeros(0, np.int64))

@@ -16,7 +16,7 @@ from mosaicsim.schedulers.base import (
     Problem,
     SchedulerOptions,
 )
-from mosaicsim.schedulers.shares import Table, deal_evenly, profile_table, require_workers
+from mosaicsim.schedulers.shares import deal_evenly, profile_table, require_workers
 from mosaicsim.workload.calls import Ints
 
 
@@ -61,8 +61,8 @@ class Oracle:
         require_workers(problem)
         backlog = [worker.backlog_s for worker in problem.workers]
         ranked = [_longest_first(problem, m) for m in range(len(problem.experts))]
-        table = _scaled_table(problem, ranked)
-        balance = Balance(table, backlog, [len(backlog)] * len(table), self.options.max_models_per_worker)
+        replicas = [len(backlog)] * len(problem.experts)
+        balance = Balance(profile_table(problem), backlog, replicas, self.options.max_models_per_worker)
         if len(problem.call_ids):
             balance.place_whole_experts()
             balance = balance.relieved()
@@ -79,21 +79,3 @@ class Oracle:
 def _longest_first(problem: OracleProblem, expert: int) -> Ints:
     calls = problem.calls_of(expert)
     return calls[np.argsort(-problem.output_tokens[calls], kind="stable")]
-
-
-def _scaled_table(problem: OracleProblem, ranked: list[Ints]) -> Table:
-    """Profiled session seconds, generation scaled by true over profiled mean length."""
-    table = profile_table(problem)
-    return [
-        [
-            _scaled(seconds, cost.load_s, problem.output_tokens[calls].mean() / cost.mean_output_tokens)
-            if len(calls)
-            else seconds
-            for seconds, cost in zip(row, costs, strict=True)
-        ]
-        for row, costs, calls in zip(table, problem.costs, ranked, strict=True)
-    ]
-
-
-def _scaled(seconds: list[float], load_s: float, factor: float) -> list[float]:
-    return [0.0, *(load_s + factor * (s - load_s) for s in seconds[1:])]
