@@ -40,7 +40,10 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "weights proportional to accuracy": ("workload.routing.skill.weights=proportional",),
         "aggregator at TP=1, four instances": ("aggregator.tp=1",),
         "vLLM 0.7, V0": V0,
-        "2 H100 + 2 A100": ("cluster.hosts=[{device: h100, gpus: 2}, {device: a100-80g, gpus: 2}]",),
+        "2 H100 + 2 A100, aggregator at TP=2": (
+            "cluster.hosts=[{device: h100, gpus: 2}, {device: a100-80g, gpus: 2}]",
+            "aggregator.tp=2",
+        ),
         "8 A100": ("cluster.hosts=[{device: a100-80g, gpus: 8}]",),
     },
     "real_mmlu_pro_instruct": {
@@ -49,7 +52,10 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
         "weights proportional to accuracy": ("workload.routing.skill.weights=proportional",),
         "aggregator at TP=1, four instances": ("aggregator.tp=1",),
         "vLLM 0.7, V0": V0,
-        "2 H100 + 2 L40S": ("cluster.hosts=[{device: h100, gpus: 2}, {device: l40s, gpus: 2}]",),
+        "2 H100 + 2 L40S, aggregator at TP=2": (
+            "cluster.hosts=[{device: h100, gpus: 2}, {device: l40s, gpus: 2}]",
+            "aggregator.tp=2",
+        ),
     },
 }
 """What else was tried, as the overrides of ``mosaicsim run --set``."""
