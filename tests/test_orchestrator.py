@@ -169,12 +169,20 @@ def test_the_aggregator_takes_groups_of_workers(tp: int, instances: int) -> None
     assert sum(len(r.spec.call_ids) for r in rows) == 30
 
 
-def test_aggregator_groups_stay_on_one_island() -> None:
+def test_aggregator_instances_stay_on_one_island_and_share_by_speed() -> None:
     workers = tuple(WorkerView(i, f"gpu{i}", "made") for i in range(7))
-    pool = Pool(workers, 1, 2, ((0, 1, 2), (3, 4, 5, 6)))
-    assert pool.aggregator_groups(set(range(7))) == [(0, 1), (3, 4), (5, 6)]
-    assert pool.aggregator_groups({0, 2, 4, 5, 6}) == [(0, 2), (4, 5)]
-    assert pool.aggregator_groups({0, 3}) == []
+    pool = Pool(workers, 1, 2, ((0, 1, 2), (3, 4, 5, 6)), (2.0, 1.0))
+
+    def dealt(n_calls: int, alive: set[int]) -> list[tuple[tuple[int, ...], int]]:
+        shares = pool.deal_aggregation(np.arange(n_calls), alive)
+        ids = np.concatenate([np.zeros(0, np.int64), *(share for _, share in shares)])
+        assert not shares or np.array_equal(np.sort(ids), np.arange(n_calls))
+        return [(group, len(share)) for group, share in shares]
+
+    assert dealt(40, set(range(7))) == [((0, 1), 20), ((3, 4), 10), ((5, 6), 10)]
+    assert dealt(30, {0, 2, 4, 5, 6}) == [((0, 2), 20), ((4, 5), 10)]
+    assert len(dealt(1, set(range(7)))) == 1
+    assert dealt(5, {0, 3}) == []
 
 
 def test_a_gate_that_skips_everything_needs_no_aggregator() -> None:

@@ -97,6 +97,7 @@ def run(
         slots,
         tp,
         (tuple(range(n_workers)),),
+        (1.0,),
     )
     problem_of = problem_maker(workload, policy)
     plan = policy.plan(problem_of(np.arange(len(workload.calls)), pool.workers))

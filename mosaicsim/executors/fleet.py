@@ -41,11 +41,13 @@ class Fleet:
                 f"aggregator.tp: {scenario.aggregator.tp} GPUs of one device on one host asked for, "
                 f"the cluster has at most {largest}"
             )
+        self._slots = scenario.cluster.experts_per_worker
         self.pool = Pool(
             tuple(WorkerView(i, w.name, w.device) for i, w in enumerate(self.cluster.workers)),
-            scenario.cluster.experts_per_worker,
+            self._slots,
             scenario.aggregator.tp,
             self.cluster.islands,
+            tuple(self._aggregator_speed(island) for island in self.cluster.islands),
         )
 
     @property
@@ -83,12 +85,20 @@ class Fleet:
                 device,
                 tp=tp,
                 gpu_memory_utilization=self._scenario.engine.gpu_memory_utilization,
-                memory_share=1 / self.pool.slots if name != AGGREGATOR else 1.0,
+                memory_share=1 / self._slots if name != AGGREGATOR else 1.0,
                 load_s=section.load_s,
                 timing=section.timing,
             )
         except ProfileError as error:
             raise ProfileError(f"{where}: {error}") from None
+
+    def _aggregator_speed(self, island: tuple[int, ...]) -> float:
+        """Decode sequences a second of a full batch; 0 where the island is too small for an instance."""
+        tp = self._scenario.aggregator.tp
+        if len(island) < tp:
+            return 0.0
+        spec = self.engine_of(AGGREGATOR, island[:tp])
+        return spec.config.max_num_seqs / spec.tables.decode_base[spec.config.max_num_seqs]
 
     def section_of(self, name: str) -> ModelSection:
         """What the scenario says of an expert or the aggregator. Raises ScenarioError if it says nothing."""

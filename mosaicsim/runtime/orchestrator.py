@@ -37,22 +37,28 @@ class Pool:
 
     ``workers`` are as schedulers see them; each runs ``slots`` sessions at a time; an aggregator instance
     takes ``aggregator_tp`` workers of one island. ``islands`` are the sets of workers (of one device, on one
-    host) that tensor parallelism can span.
+    host) that tensor parallelism can span, ``aggregator_speed`` how fast an instance is on each, in any unit.
     """
 
     workers: tuple[WorkerView, ...]
     slots: int
     aggregator_tp: int
     islands: tuple[tuple[int, ...], ...]
+    aggregator_speed: tuple[float, ...]
 
-    def aggregator_groups(self, alive: set[int]) -> list[tuple[int, ...]]:
-        """As many disjoint groups of ``aggregator_tp`` living workers as the islands hold."""
-        groups = []
-        for island in self.islands:
+    def deal_aggregation(self, call_ids: Ints, alive: set[int]) -> list[tuple[tuple[int, ...], Ints]]:
+        """Make as many groups of ``aggregator_tp`` living workers as there can be; share calls by speed."""
+        groups, speeds, tp = [], [], self.aggregator_tp
+        for island, speed in zip(self.islands, self.aggregator_speed, strict=True):
             left = [w for w in island if w in alive]
-            whole = len(left) // self.aggregator_tp * self.aggregator_tp
-            groups += [tuple(left[i : i + self.aggregator_tp]) for i in range(0, whole, self.aggregator_tp)]
-        return groups
+            for i in range(0, len(left) // tp * tp, tp):
+                groups.append(tuple(left[i : i + tp]))
+                speeds.append(speed)
+        if not groups:
+            return []
+        ends = np.rint(np.cumsum(speeds) / sum(speeds) * len(call_ids)).astype(np.int64)
+        shares = np.split(call_ids, ends[:-1])
+        return [(group, share) for group, share in zip(groups, shares, strict=True) if len(share)]
 
 
 class Orchestrator:
@@ -209,9 +215,7 @@ class Orchestrator:
         if not len(left):
             self.finished = True
             return
-        groups = self._pool.aggregator_groups(self._alive)[: len(left)]
-        for i, group in enumerate(groups):
-            share = left[i :: len(groups)]
+        for group, share in self._pool.deal_aggregation(left, self._alive):
             self._running[self._serial] = PlannedSession(group[0], -1, share)
             self._start(group, AGGREGATOR, share, AGGREGATOR, now)
 

@@ -31,7 +31,7 @@ class OracleOptions(SchedulerOptions):
 class Oracle:
     """List scheduling over true token work, the longest calls of every session queued first.
 
-    A session is priced by its profile, scaled to the expert's true mean length. Its calls queue longest
+    A session is priced by a sweep over the true lengths (``OracleProblem.costs``). Its calls queue longest
     first, so that the tail begins as soon as it can, and every shard gets its share of every length, so that
     token work is balanced and no worker's KV cache holds all the long calls. It knows more than any real
     scheduler; it is not an optimum.
