@@ -39,12 +39,16 @@ def _figure(metric: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
     return text
 
 
-def _seconds(header: str, metric: str, *labels: str) -> _Column:
-    def spread(row: Row) -> str:
+def _half_range(metric: str, scale: float = 1.0) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
         half = row.half_range(metric)
-        return "" if half is None else f" ±{half:,.0f}"
+        return "" if half is None else f" ±{scale * half:,.0f}"
 
-    return _Column(header, _figure(metric, "{:,.0f}"), labels, spread)
+    return text
+
+
+def _seconds(header: str, metric: str, *labels: str) -> _Column:
+    return _Column(header, _figure(metric, "{:,.0f}"), labels, _half_range(metric))
 
 
 def _delta(row: Row) -> str:
@@ -66,7 +70,12 @@ COLUMNS = (
     _Column("\nskip", _figure("skip_rate", "{:.1f}%", 100), ("answer",)),
     _Column("accu-\nracy", _figure("accuracy", "{:.1f}%", 100), ("accuracy", "answer")),
     _Column("delta pp\n[95 %]", _delta, ("delta_pp", "answer")),
-    _Column("pred.\nerror", _figure("prediction_error", "{:+.1f}%", 100)),
+    # signed errors of replicates cancel in the mean, so their range belongs beside it
+    _Column(
+        "pred.\nerror",
+        _figure("prediction_error", "{:+.1f}%", 100),
+        spread=_half_range("prediction_error", 100),
+    ),
     _Column("above\nbound", _figure("bound_distance", "{:+.0f}%", 100)),
 )
 """One a figure, after the scheduler's own."""

@@ -1,0 +1,5 @@
+"""``python -m mosaicsim``."""
+
+from mosaicsim.cli import main
+
+main()
