@@ -12,6 +12,7 @@ import numpy as np
 
 from mosaicsim.aggregation.base import ASK, Gate
 from mosaicsim.analysis.bound import bound_of_run
+from mosaicsim.analysis.journal import Journal
 from mosaicsim.analysis.metrics import (
     agreement,
     busy_s,
@@ -46,8 +47,12 @@ Costs = dict[tuple[int, str], SessionCost]
 """Session costs by expert and device."""
 
 
-def simulate(scenario: Scenario, progress: Progress = lambda done, total, what: None) -> Result:
-    """Simulate ``scenario`` and return every run and the summary.
+def simulate(
+    scenario: Scenario,
+    progress: Progress = lambda done, total, what: None,
+    journal: Journal | None = None,
+) -> Result:
+    """Simulate ``scenario`` and return every run and the summary; runs the ``journal`` has are not repeated.
 
     Raises MosaicsimError (and its subclasses) for anything the scenario asks for that cannot be done.
     """
@@ -78,7 +83,12 @@ def simulate(scenario: Scenario, progress: Progress = lambda done, total, what: 
         for scheduler in schedulers:
             for gate in gates:
                 progress(len(runs), total, f"replicate {replicate}: {scheduler.label}, {gate.label}")
-                runs.append(replicated.run(scheduler, gate))
+                run = journal.find(len(runs)) if journal is not None else None
+                if run is None:
+                    run = replicated.run(scheduler, gate)
+                    if journal is not None:
+                        journal.keep(len(runs), run)
+                runs.append(run)
     progress(total, total, "done")
     _add_speedups(runs)
     return Result(

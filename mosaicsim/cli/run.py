@@ -18,6 +18,7 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout instead of the table.")
 @click.option("--plots/--no-plots", default=True, help="Draw the plots of the result folder.")
+@click.option("--resume", is_flag=True, help="Go on with a run of this scenario that was cut short.")
 @click.option("--dry-run", is_flag=True, help="Check and print the resolved scenario; run nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(
@@ -26,6 +27,7 @@ def run(
     out: Path | None,
     as_json: bool,
     plots: bool,
+    resume: bool,
     dry_run: bool,
     quiet: bool,
 ) -> None:
@@ -37,17 +39,29 @@ def run(
         click.echo(dump_scenario(study), nl=False)
         return
 
+    from mosaicsim.analysis.journal import Journal
     from mosaicsim.analysis.study import simulate
     from mosaicsim.report.folder import check_writable, summary_text, write_result
     from mosaicsim.report.progress import show_progress
 
     folder = out if out or as_json else Path("results") / study.name
+    if resume and folder is None:
+        raise click.UsageError("--resume needs the result folder: add -o DIR")
+    journal = None
     if folder is not None:
         check_writable(folder)
-    with show_progress(enabled=not quiet) as progress:
-        result = simulate(study, progress)
-    if folder is not None:
-        write_result(result, folder, plots=plots)
+        journal = Journal(folder, study, resume=resume)
+    try:
+        with show_progress(enabled=not quiet) as progress:
+            result = simulate(study, progress, journal)
+        if folder is not None:
+            write_result(result, folder, plots=plots)
+    except KeyboardInterrupt:
+        if journal is not None:
+            click.echo(f"{journal.finished} finished runs are kept; --resume goes on with them", err=True)
+        raise
+    if journal is not None:
+        journal.close()
     if as_json:
         click.echo(summary_text(result), nl=False)
         return

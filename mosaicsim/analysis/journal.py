@@ -1,0 +1,87 @@
+"""Finished runs of a study kept on disk, so that a crash or Ctrl-C loses none and ``--resume`` goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from mosaicsim import __version__
+from mosaicsim.analysis.result import Columns, Run
+from mosaicsim.errors import OutputError, ScenarioError
+from mosaicsim.scenario import Scenario, resolved
+from mosaicsim.workload.trace import read_trace
+
+STUDY = "study.json"
+_COLUMNS = ("calls", "timeline")
+
+
+class Journal:
+    """One file a finished run, in a folder beside the result's that goes away when the result is written."""
+
+    def __init__(self, result: Path, scenario: Scenario, *, resume: bool) -> None:
+        """Open the journal of a study whose result goes to ``result``; without ``resume`` it starts empty.
+
+        Raises ScenarioError when what is there belongs to another study, OutputError when it cannot be
+        written.
+        """
+        self.folder = result.with_name(f"{result.name}.unfinished")
+        study = _identity(scenario)
+        if resume and (self.folder / STUDY).exists():
+            if (self.folder / STUDY).read_text() != study:
+                raise ScenarioError(
+                    f"{self.folder}: --resume: it was begun with another scenario, trace or version; "
+                    "without --resume the study starts anew"
+                )
+            return
+        try:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            (self.folder / STUDY).write_text(study)
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be written: {error.strerror}") from None
+
+    @property
+    def finished(self) -> int:
+        """How many runs are kept."""
+        return len(list(self.folder.glob("*.npz")))
+
+    def find(self, number: int) -> Run | None:
+        """The run of that number in the study, if it had finished."""
+        path = self.folder / f"{number}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            facts = json.loads(str(stored["facts"]))
+            return Run(**facts, calls=_columns(stored, "calls"), timeline=_columns(stored, "timeline"))
+
+    def keep(self, number: int, run: Run) -> None:
+        """Write a finished run; it appears whole or not at all."""
+        facts = {f.name: getattr(run, f.name) for f in fields(Run) if f.name not in _COLUMNS}
+        arrays = {f"{group}.{name}": c for group in _COLUMNS for name, c in getattr(run, group).items()}
+        temporary = self.folder / f"{number}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, facts=json.dumps(facts), **arrays)
+            os.replace(temporary, self.folder / f"{number}.npz")
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Remove the journal: the result holds everything now."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _columns(stored: np.lib.npyio.NpzFile, group: str) -> Columns:
+    return {name.partition(".")[2]: stored[name] for name in stored.files if name.startswith(f"{group}.")}
+
+
+def _identity(scenario: Scenario) -> str:
+    """What a study's runs depend on: the scenario, the content of its traces, the program's version."""
+    traces = [scenario.workload.trace, scenario.workload.calibration.trace]
+    hashes = [read_trace(path).metadata.content_hash for path in traces if path is not None]
+    return json.dumps({"version": __version__, "traces": hashes, "scenario": resolved(scenario)})
