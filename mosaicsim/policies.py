@@ -78,20 +78,26 @@ def parse_policies(
         path = f"{field}.{i}" if numbered else field
         policies.append(_parse(kind, path, entry, where))
     labels = [p.label for p in policies]
-    for i, label in enumerate(labels):
+    for i, (policy, label) in enumerate(zip(policies, labels, strict=True)):
+        if label != policy.name and label in kind.available():
+            raise ScenarioError(
+                f"{where}: {field}.{i}.{policy.name}.label: '{label}' is another {kind.value}'s name"
+            )
         if label in labels[:i]:
             raise ScenarioError(f"{where}: {field}.{i}: '{label}' is there twice; give one of them a label")
     return policies
 
 
 def _parse(kind: PolicyKind, path: str, entry: Any, where: str) -> Policy:
-    if isinstance(entry, dict) and len(entry) != 1:
-        raise ScenarioError(f"{where}: {path}: expected one `name: {{options}}`, got the keys {list(entry)}")
+    if not isinstance(entry, (str, dict)) or (isinstance(entry, dict) and len(entry) != 1):
+        raise ScenarioError(f"{where}: {path}: expected a name or one `name: {{options}}`, got {entry!r}")
     name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
     models = kind.option_models()
     if name not in models:
         hint, accepted = nearest(str(name), models), ", ".join(models)
         raise ScenarioError(f"{where}: {path}: unknown {kind.value} {name!r}{hint}; accepted: {accepted}")
+    if not isinstance(options, dict | None):
+        raise ScenarioError(f"{where}: {path}.{name}: expected options as a mapping, got {options!r}")
     try:
         return Policy(kind, name, models[name].model_validate(options or {}))
     except ValidationError as error:

@@ -6,12 +6,20 @@ options are validated by the policy's own model, so a third party's options are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from mosaicsim.errors import ScenarioError
 from mosaicsim.policies import Policy, PolicyKind, parse_policies
@@ -19,7 +27,17 @@ from mosaicsim.validation import explain
 from mosaicsim.workload.build import AggregatorSource, CalibrationSpec
 from mosaicsim.workload.skew import LengthSkew
 
-PolicyText = str | dict[str, dict[str, Any] | None]
+
+def _list_of_policies(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("expected a list, each a name or one `name: {options}`")
+    return value
+
+
+PolicyText = Any
+"""A name or one ``name: {options}``, checked by :mod:`mosaicsim.policies`."""
+
+PolicyList = Annotated[tuple[PolicyText, ...], BeforeValidator(_list_of_policies), Field(min_length=1)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
@@ -35,7 +53,7 @@ class WorkloadSection(_Section):
         default_factory=lambda: CalibrationSpec(share=0.15),
         description="questions the profiling run sees; never evaluated",
     )
-    k: PositiveInt = Field(3, description="expert calls a question")
+    k: Annotated[int, Field(gt=0, le=64)] = Field(3, description="expert calls a question")
     routing: PolicyText = Field("recorded", description="router: a name or one `name: {options}`")
     aggregator_calls: AggregatorSource = Field(
         "auto",
@@ -53,7 +71,7 @@ class HostSection(_Section):
 
     name: str | None = Field(None, description="host0, host1, ... by default")
     device: str = Field(description="GPU type, as in `mosaicsim profiles`")
-    gpus: PositiveInt = 1
+    gpus: Annotated[int, Field(gt=0, le=4096)] = 1
     disk_streams: Annotated[float, Field(ge=1)] | None = Field(
         None, description="loads the disk feeds at full speed at once; more share it; no limit by default"
     )
@@ -99,11 +117,15 @@ class EngineSection(_Section):
     )
     host_base_ms: Seconds | None = Field(None, description="host time an iteration; the version's by default")
     host_per_sequence_ms: Seconds | None = Field(None, description="and for each sequence in it")
-    max_num_seqs: PositiveInt = 256
-    max_num_batched_tokens: PositiveInt | None = Field(None, description="v0: 32768, v1: 8192 by default")
-    block_size: PositiveInt = 16
+    max_num_seqs: Annotated[int, Field(gt=0, le=65_536)] = 256
+    max_num_batched_tokens: Annotated[int, Field(gt=0, le=2_097_152)] | None = Field(
+        None, description="v0: 32768, v1: 8192 by default"
+    )
+    block_size: Annotated[int, Field(gt=0, le=4096)] = 16
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    num_gpu_blocks: PositiveInt | None = Field(None, description="KV blocks; from the memory by default")
+    num_gpu_blocks: Annotated[int, Field(gt=0, le=2**40)] | None = Field(
+        None, description="KV blocks; from the memory by default"
+    )
     watermark: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="share of the blocks kept free at admission; v0: 0.01, v1: 0 by default"
     )
@@ -150,7 +172,9 @@ class Scenario(_Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
-    replicates: PositiveInt = Field(1, description="repetitions, each with random streams of its own")
+    replicates: Annotated[int, Field(gt=0, le=10_000)] = Field(
+        1, description="repetitions, each with random streams of its own"
+    )
     workload: WorkloadSection
     cluster: ClusterSection
     experts: dict[str, ModelSection] = Field(description="the model that plays each expert of the trace")
@@ -159,8 +183,8 @@ class Scenario(_Section):
     profiles: tuple[str, ...] = Field(
         (), description="profile files of your own; relative to the scenario's folder"
     )
-    schedulers: Annotated[tuple[PolicyText, ...], Field(min_length=1)]
-    gates: Annotated[tuple[PolicyText, ...], Field(min_length=1)] = ("always",)
+    schedulers: PolicyList
+    gates: PolicyList = ("always",)
     failures: FailureSection = Field(default_factory=FailureSection)
 
     def policies(self, kind: PolicyKind, where: str = "scenario") -> list[Policy]:
@@ -178,7 +202,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(problem=f"key {key!r} is no name", problem_mark=key_node.start_mark)
         if key in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark

@@ -13,7 +13,8 @@ _LONGEST_VALUE = 60
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first complaint of ``error`` about ``model``, and how many more there are."""
-    complaints = error.errors()
+    # a misspelt key explains the missing one
+    complaints = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     first = complaints[0]
     path = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""

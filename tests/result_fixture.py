@@ -46,6 +46,12 @@ def make_result(
         "seed": 0,
         "replicates": replicates,
         "runs": [run.metrics for run in runs],
+        "plans": [
+            {"scheduler": scheduler, "replicate": replicate, **plan_info}
+            for (scheduler, replicate), plan_info in {
+                (run.scheduler, run.replicate): run.plan_info for run in runs
+            }.items()
+        ],
         "means": [],
         "workload": {"popularity": dict(zip(workloads[0].experts, counts.tolist(), strict=True))},
         "labels": labels or {},
@@ -186,7 +192,7 @@ def _run(workload: Workload, scheduler: str, gate: str, replicate: int, n_worker
         "output_tokens": int(tokens.sum()),
         "preemptions": 0,
         "gpu_time": gpu,
-        "replanned": 0,
+        "replanned": [],
     }
     sees = scheduler.startswith("oracle")
     return Run(scheduler, gate, replicate, sees, metrics, columns, timeline, gpu, {"gap": 0.0})
@@ -212,6 +218,7 @@ def _gpu_time(timeline: Columns, total: float) -> dict[str, float]:
         "prefill": 0.1 * by_state["generate"],
         "decode": 0.9 * by_state["generate"],
         "tail": by_state["tail"],
+        "down": 0.0,
         "idle": total - sum(by_state.values()),
     }
 

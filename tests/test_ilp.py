@@ -97,7 +97,7 @@ def test_the_affine_cost_sees_the_tail_that_the_linear_one_does_not() -> None:
 def test_no_worker_holds_more_than_k_models() -> None:
     for k in (2, 3):
         plan = create("ilp", {"max_models_per_worker": k}).plan(problem())
-        assert max(len(plan.of_worker(w.index)) for w in problem().workers) <= k
+        assert max(sum(s.worker == w.index for s in plan.sessions) for w in problem().workers) <= k
 
 
 def test_max_replicas_overrides_the_formula() -> None:

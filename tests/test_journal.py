@@ -12,7 +12,7 @@ import pytest
 
 from mosaicsim.analysis.journal import Journal
 from mosaicsim.analysis.study import Replicate, simulate
-from mosaicsim.errors import ScenarioError
+from mosaicsim.errors import OutputError, ScenarioError
 from mosaicsim.report.folder import summary_text
 from mosaicsim.scenario import Scenario, load_scenario
 
@@ -58,11 +58,23 @@ def test_a_study_goes_on_where_it_was(
 
 
 def test_another_study_is_not_gone_on_with(scenario: Scenario, tmp_path: Path) -> None:
-    Journal(tmp_path / "out", scenario, resume=False)
+    begun = Journal(tmp_path / "out", scenario, resume=False)
+    assert list(tmp_path.iterdir()) == [], "nothing is written before a run is kept"
+    simulate(scenario, journal=begun)
     other = scenario.model_copy(update={"seed": 5})
-    with pytest.raises(ScenarioError, match="another scenario, trace or version"):
+    with pytest.raises(ScenarioError, match="another scenario, trace, profile or version"):
         Journal(tmp_path / "out", other, resume=True)
-    assert Journal(tmp_path / "out", other, resume=False).finished == 0
+    assert Journal(tmp_path / "out", other, resume=False).find(0) is None
+
+
+def test_somebody_else_s_folder_is_left_alone(scenario: Scenario, tmp_path: Path) -> None:
+    other = tmp_path / "out.unfinished"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="is in the way"):
+            Journal(tmp_path / "out", scenario, resume=resume)
+    assert (other / "thesis.tex").exists()
 
 
 def test_ctrl_c_and_resume_from_the_command_line(tmp_path: Path) -> None:

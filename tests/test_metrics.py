@@ -71,9 +71,18 @@ def test_paired_interval_holds_its_level() -> None:
     assert 0.93 <= covered / 800 <= 0.98
 
 
-@given(st.sampled_from(["round_robin", "greedy", "data_parallel"]), st.integers(1, 3), st.integers(0, 99))
-def test_gpu_time_adds_up(scheduler: str, tp: int, seed: int) -> None:
-    orchestrator, makespan = run(make_workload(15, seed=seed), scheduler, tp=tp)
+@given(
+    st.sampled_from(["round_robin", "greedy", "data_parallel"]),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.floats(1.0, 30.0),
+    st.integers(0, 99),
+)
+def test_gpu_time_adds_up(scheduler: str, tp: int, slots: int, fails_at: float, seed: int) -> None:
+    """With tensor-parallel groups, shared GPUs and a worker that is away for a while."""
+    orchestrator, makespan = run(
+        make_workload(15, seed=seed), scheduler, tp=tp, slots=slots, failures={1: [Failure(fails_at, 4.0)]}
+    )
     by_state = gpu_time(orchestrator.log, 3, makespan)
     assert sum(by_state.values()) == pytest.approx(3 * makespan)
     assert min(by_state.values()) >= -1e-9
@@ -85,6 +94,13 @@ def test_idle_time_counts_lost_sessions_as_held() -> None:
     assert held[1][-1][1] == 6.0
     assert busy_s(held) <= 3 * orchestrator.expert_stage_s
     assert sum(gpu_time(orchestrator.log, 3, makespan).values()) == pytest.approx(3 * makespan)
+
+
+def test_a_lost_worker_is_down_and_not_idle() -> None:
+    orchestrator, makespan = run(make_workload(30), "round_robin", failures={1: [Failure(6.0, 5.0)]})
+    assert gpu_time(orchestrator.log, 3, makespan)["down"] == pytest.approx(5.0)
+    forever, longer = run(make_workload(30), "round_robin", failures={1: [Failure(6.0, None)]})
+    assert gpu_time(forever.log, 3, longer)["down"] == pytest.approx(longer - 6.0)
 
 
 def test_shared_workers_are_busy_once() -> None:

@@ -58,7 +58,13 @@ def test_defaults(tmp_path: Path) -> None:
         ({"seed": -1}, "seed: input should be greater than or equal to 0, got -1"),
         ({"replicates": 0}, "replicates: input should be greater than 0, got 0"),
         ({"name": "a/b"}, "name: string should match pattern"),
-        ({"schedulers": []}, "schedulers: tuple should have at least 1 item"),
+        ({"schedulers": []}, "schedulers: value should have at least 1 item"),
+        ({"schedulers": "greedy"}, "schedulers: expected a list, each a name or one `name: {options}`, got 'greedy'"),
+        ({"schedulers": [{"ilp": 3}]}, "schedulers.0.ilp: expected options as a mapping, got 3"),
+        ({"schedulers": [3]}, "schedulers.0: expected a name or one `name: {options}`, got 3"),
+        ({"schedulers": [{"greedy": {"label": "round_robin"}}]}, "schedulers.0.greedy.label: 'round_robin' is another scheduler's name"),
+        ({"experts": {"A": {"modle": "x"}}}, "experts.A.modle: unknown key (did you mean 'model'?)"),
+        ({"engine": {"max_num_seqs": 10**9}}, "engine.max_num_seqs: input should be less than or equal to 65536"),
         ({"schedulers": ["ilpp"]}, "schedulers.0: unknown scheduler 'ilpp' (did you mean 'ilp'?); accepted: round_robin"),
         (
             {"schedulers": [{"ilp": {"time_limit": 3}}]},
@@ -67,7 +73,7 @@ def test_defaults(tmp_path: Path) -> None:
         ({"schedulers": [{"ilp": {"time_limit_s": "soon"}}]}, "schedulers.0.ilp.time_limit_s: input should be a valid number"),
         ({"schedulers": [{"ilp": {"gap": float("nan")}}]}, "schedulers.0.ilp.gap: "),
         ({"schedulers": ["ilp", "ilp"]}, "schedulers.1: 'ilp' is there twice; give one of them a label"),
-        ({"schedulers": [{"ilp": {}, "greedy": {}}]}, "schedulers.0: expected one `name: {options}`"),
+        ({"schedulers": [{"ilp": {}, "greedy": {}}]}, "schedulers.0: expected a name or one `name: {options}`"),
         ({"gates": ["plurallity"]}, "gates.0: unknown gate 'plurallity' (did you mean 'plurality'?)"),
         ({"gates": [{"plurality": {"tau": 1.5}}]}, "gates.0.plurality.tau: input should be less than or equal to 1, got 1.5"),
         ({"gates": [{"plurality": {"tau": "2/0"}}]}, "gates.0.plurality.tau: "),
@@ -99,6 +105,8 @@ def test_files_that_are_no_scenarios(tmp_path: Path) -> None:
     assert "a scenario is a mapping of sections, got list" in complaint(path)
     path.write_text("name: a\nname: b\n")
     assert "line 2, column 1: not valid YAML: key 'name' is given twice" in complaint(path)
+    path.write_text("[a]: 1\n")
+    assert "line 1, column 1: not valid YAML: key ['a'] is no name" in complaint(path)
     path.write_bytes(b"\xff\xfe\x00")
     assert "x.yaml: " in complaint(path)
     assert "cannot be read" in complaint(tmp_path)

@@ -27,7 +27,10 @@ def make(name: str):
 
 
 def by_worker(plan: Plan, given_problem: Problem) -> list[list[str]]:
-    return [[given_problem.experts[s.expert] for s in plan.of_worker(w.index)] for w in given_problem.workers]
+    return [
+        [given_problem.experts[s.expert] for s in plan.sessions if s.worker == w.index]
+        for w in given_problem.workers
+    ]
 
 
 @pytest.mark.parametrize("name", [*BLIND, "oracle"])
@@ -108,7 +111,9 @@ def test_a_busy_worker_gets_less(name: str) -> None:
     asked = with_lengths(problem(backlog_s=(0, 0, 1000.0, 0)), lengths)
     plan = make(name).plan(asked)
     generate_s = [
-        sum(session_s(asked.costs[s.expert][0], len(s.call_ids)) for s in plan.of_worker(w.index))
+        sum(
+            session_s(asked.costs[s.expert][0], len(s.call_ids)) for s in plan.sessions if s.worker == w.index
+        )
         for w in asked.workers
     ]
     assert generate_s[2] < 0.6 * max(generate_s)

@@ -20,7 +20,7 @@ from mosaicsim.executors.simulated import (
     SimulatedExecutor,
 )
 from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
-from mosaicsim.runtime.events import SessionEnded, SessionReady, SessionUsage
+from mosaicsim.runtime.events import SessionEnded, SessionReady, SessionUsage, WorkerLost
 
 LATENCY = TwoRegimeLatency(0.01, 1e-4, 1e-7, 0.008, 1e-4, 5e-5, 1e-7)
 CONFIG = EngineConfig("v1", 2, 512, 16, 4000, prefix_caching=True)
@@ -69,18 +69,21 @@ def test_running_through_equals_stepping(lengths: list[int], fails_at: float | N
     cache: SessionCache = {}
     outcomes = []
     for reactive in (False, True, False):
-        script = Script(specs, sessions_ended(1) if failures else sessions_ended(0, 1))
+        over = sessions_ended(0, 1)
+        if failures:
+            over = lambda s: 1 in s.ended() and (0 in s.ended() or bool(s.of(WorkerLost)))  # noqa: E731
+        script = Script(specs, over)
         executor = SimulatedExecutor(
             cluster(failures=failures), np.array(lengths), reactive=reactive, cache=cache
         )
         executor.run(script)
         outcomes.append({c: (f["start"], f["first"], f["finish"]) for c, f in script.calls().items()})
+    assert set(outcomes[0]) == set(outcomes[1])
     for call, times in outcomes[0].items():
-        if call in outcomes[1]:
-            assert outcomes[1][call] == pytest.approx(times, rel=1e-9)
+        assert outcomes[1][call] == pytest.approx(times, rel=1e-9)
     assert outcomes[2] == outcomes[0]
     if not failures:
-        assert set(outcomes[0]) == set(outcomes[1]) == set(range(n))
+        assert set(outcomes[0]) == set(range(n))
 
 
 def test_one_call_alone_takes_what_the_formula_says() -> None:
@@ -135,6 +138,13 @@ def test_sleeping_engines_are_woken() -> None:
     assert loads == pytest.approx([10.0, 10.0, 1.5, 1.5])
 
 
+def test_a_second_copy_of_a_running_expert_is_loaded_not_woken() -> None:
+    specs = [session(0, (0,), "a", range(1)), session(1, (0,), "a", range(1, 2))]
+    script = Script(specs, sessions_ended(0, 1))
+    SimulatedExecutor(cluster(slots=2, keep_asleep=True), np.array([5, 5])).run(script)
+    assert [u.ready_s - u.load_start_s for u in usages(script)] == pytest.approx([10.0, 10.0])
+
+
 def test_two_experts_on_one_gpu_share_its_time() -> None:
     """Alone a session takes T; together each runs at half speed, so both end 2T after they were loaded."""
     alone = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
@@ -169,5 +179,7 @@ def test_a_call_that_cannot_fit_is_refused_before_anything_loads() -> None:
 def test_work_left_and_no_worker_is_an_error() -> None:
     failing = cluster(failures={0: [Failure(12.0, None)]})
     script = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
-    with pytest.raises(MosaicsimError, match=r"every worker that could go on is lost at 12\.0 s"):
+    with pytest.raises(
+        MosaicsimError, match=r"calls are left at 12\.0 s and too few workers: of 2, 1 are lost"
+    ):
         SimulatedExecutor(failing, np.array([10_000])).run(script)

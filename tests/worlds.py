@@ -12,7 +12,8 @@ from mosaicsim.executors.engine import EngineConfig
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.simulated import EngineSpec, Failure, SimulatedCluster, SimulatedExecutor
 from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
-from mosaicsim.runtime.orchestrator import AGGREGATOR, Orchestrator, Pool
+from mosaicsim.runtime.orchestrator import AGGREGATOR, Orchestrator
+from mosaicsim.runtime.pool import Pool
 from mosaicsim.schedulers.base import OracleProblem, Problem, Scheduler, WorkerView
 from mosaicsim.schedulers.registry import create
 from mosaicsim.workload.calls import AggregatorCalls, Calibration, CallTable, Ints, Outcomes, Workload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from mosaicsim.workload.trace import read_trace
 
 STUDY = "study.json"
 _COLUMNS = ("calls", "timeline")
+_SUFFIXES = (".npz", ".tmp")
 
 
 class Journal:
@@ -26,24 +28,25 @@ class Journal:
     def __init__(self, result: Path, scenario: Scenario, *, resume: bool) -> None:
         """Open the journal of a study whose result goes to ``result``; without ``resume`` it starts empty.
 
-        Raises ScenarioError when what is there belongs to another study, OutputError when it cannot be
-        written.
+        Nothing is written before the first run is kept. Raises ScenarioError when what is there belongs to
+        another study, OutputError when something else is there.
         """
-        self.folder = result.with_name(f"{result.name}.unfinished")
-        study = _identity(scenario)
-        if resume and (self.folder / STUDY).exists():
-            if (self.folder / STUDY).read_text() != study:
-                raise ScenarioError(
-                    f"{self.folder}: --resume: it was begun with another scenario, trace or version; "
-                    "without --resume the study starts anew"
-                )
+        target = result.resolve()
+        self.folder = target.with_name(f"{target.name}.unfinished")
+        self._study = _identity(scenario)
+        self._fresh = not resume
+        if not self.folder.exists():
             return
-        try:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            (self.folder / STUDY).write_text(study)
-        except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be written: {error.strerror}") from None
+        foreign = [p.name for p in self.folder.iterdir() if p.name != STUDY and p.suffix not in _SUFFIXES]
+        if foreign or not (self.folder / STUDY).is_file():
+            raise OutputError(
+                f"{self.folder}: is no unfinished study of mosaicsim and is in the way; move it"
+            )
+        if resume and (self.folder / STUDY).read_text() != self._study:
+            raise ScenarioError(
+                f"{self.folder}: --resume: it was begun with another scenario, trace, profile or version; "
+                "without --resume the study starts anew"
+            )
 
     @property
     def finished(self) -> int:
@@ -53,7 +56,7 @@ class Journal:
     def find(self, number: int) -> Run | None:
         """The run of that number in the study, if it had finished."""
         path = self.folder / f"{number}.npz"
-        if not path.exists():
+        if self._fresh or not path.exists():
             return None
         with np.load(path, allow_pickle=False) as stored:
             facts = json.loads(str(stored["facts"]))
@@ -65,6 +68,12 @@ class Journal:
         arrays = {f"{group}.{name}": c for group in _COLUMNS for name, c in getattr(run, group).items()}
         temporary = self.folder / f"{number}.tmp"
         try:
+            if self._fresh:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._fresh = False
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                (self.folder / STUDY).write_text(self._study)
             with temporary.open("wb") as file:
                 np.savez(file, facts=json.dumps(facts), **arrays)
             os.replace(temporary, self.folder / f"{number}.npz")
@@ -81,7 +90,12 @@ def _columns(stored: np.lib.npyio.NpzFile, group: str) -> Columns:
 
 
 def _identity(scenario: Scenario) -> str:
-    """What a study's runs depend on: the scenario, the content of its traces, the program's version."""
+    """What a study's runs depend on: the scenario, the content of its files, the program's version."""
     traces = [scenario.workload.trace, scenario.workload.calibration.trace]
     hashes = [read_trace(path).metadata.content_hash for path in traces if path is not None]
-    return json.dumps({"version": __version__, "traces": hashes, "scenario": resolved(scenario)})
+    hashes += [
+        hashlib.sha256(Path(profile).read_bytes()).hexdigest()
+        for profile in scenario.profiles
+        if Path(profile).is_file()
+    ]
+    return json.dumps({"version": __version__, "content": hashes, "scenario": resolved(scenario)})

@@ -71,20 +71,27 @@ def busy_s(held: list[Intervals]) -> float:
 
 
 def gpu_time(log: RunLog, n_workers: int, makespan_s: float) -> dict[str, float]:
-    """GPU-seconds by state over the makespan; a tensor-parallel session counts on each of its GPUs."""
-    total = dict.fromkeys(("load", "prefill", "decode", "tail"), 0.0)
+    """GPU-seconds by state over the makespan; a tensor-parallel session counts on each of its GPUs.
+
+    Where experts share a GPU a load beside generation costs no GPU time: ``load`` is what a GPU was held for
+    without generating.
+    """
+    spent = dict.fromkeys(("prefill", "decode", "tail"), 0.0)
     for row in log.sessions.values():
         usage, gpus = row.usage, len(row.spec.workers)
-        if usage is None:
-            continue
-        total["load"] += gpus * (usage.ready_s - usage.load_start_s)
-        total["prefill"] += gpus * usage.prefill_s
-        total["decode"] += gpus * usage.decode_s
-        total["tail"] += gpus * usage.tail_s
-    held = busy_s(worker_intervals(log, "expert", n_workers)) + busy_s(
-        worker_intervals(log, "aggregator", n_workers)
-    )
-    return {**total, "idle": n_workers * makespan_s - held}
+        if usage is not None:
+            spent["prefill"] += gpus * usage.prefill_s
+            spent["decode"] += gpus * usage.decode_s
+            spent["tail"] += gpus * usage.tail_s
+    held = sum(busy_s(worker_intervals(log, stage, n_workers)) for stage in ("expert", "aggregator"))
+    down = down_s(log, makespan_s)
+    load = max(0.0, held - sum(spent.values()))
+    return {"load": load, **spent, "down": down, "idle": n_workers * makespan_s - held - down}
+
+
+def down_s(log: RunLog, until_s: float) -> float:
+    """Worker-seconds up to ``until_s`` in which a worker was lost."""
+    return sum(max(0.0, min(end, until_s) - start) for _, start, end in log.down)
 
 
 def timeline(log: RunLog, experts: tuple[str, ...]) -> Columns:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from mosaicsim.workload.calls import Workload
@@ -15,7 +14,7 @@ Columns = dict[str, npt.NDArray[Any]]
 BASELINE = "round_robin"
 """The scheduler that speedups are measured against, in scenarios that have it."""
 
-CALL_STATUS = ("finished", "cancelled", "failed")
+CALL_STATUS = ("finished", "cancelled")
 STATES = ("load", "generate", "tail")
 """Timeline states of a worker; what no interval covers is idle. ``tail`` is decode below a quarter of
 max_num_seqs with nothing waiting."""
@@ -29,7 +28,7 @@ class Run:
     "aggregator"), question, expert (index; -1 for the aggregator), sample, worker, session, start_s,
     first_token_s, finish_s, prompt_tokens, output_tokens, preemptions, status (index into CALL_STATUS).
     ``timeline`` has a row an interval: worker (a GPU), stage, session, expert, state, start_s, end_s.
-    ``gpu_time`` is GPU-seconds by state: load, prefill, decode, tail, idle.
+    ``gpu_time`` is GPU-seconds by state: load, prefill, decode, tail, down (failed), idle.
     """
 
     scheduler: str
@@ -61,8 +60,3 @@ class Result:
     def of_replicate(self, replicate: int, gate: str | None = None) -> list[Run]:
         """Runs of one replicate, in scenario order; of one gate when given."""
         return [r for r in self.runs if r.replicate == replicate and gate in (None, r.gate)]
-
-
-def empty_columns(columns: dict[str, Any]) -> Columns:
-    """Return zero-row arrays of the given dtypes."""
-    return {name: np.zeros(0, dtype) for name, dtype in columns.items()}

@@ -17,6 +17,7 @@ from mosaicsim.analysis.metrics import (
     agreement,
     busy_s,
     call_columns,
+    down_s,
     gpu_time,
     paired_delta,
     popularity,
@@ -33,12 +34,20 @@ from mosaicsim.policies import Policy, PolicyKind
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED
 from mosaicsim.scenario import Scenario, resolved
-from mosaicsim.schedulers.base import OracleProblem, Plan, Problem, Scheduler, SessionCost, WorkerView
+from mosaicsim.schedulers.base import (
+    OracleProblem,
+    Plan,
+    Problem,
+    Scheduler,
+    SessionCost,
+    WorkerView,
+    check_plan,
+)
 from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.build import build_workload
 from mosaicsim.workload.calls import Bools, Ints, Workload
-from mosaicsim.workload.trace import read_trace
+from mosaicsim.workload.trace import Trace, read_trace
 
 Progress = Callable[[int, int, str], None]
 """Told (runs done, runs in all, what is next)."""
@@ -65,21 +74,8 @@ def simulate(
     runs: list[Run] = []
     for replicate in range(scenario.replicates):
         progress(len(runs), total, f"replicate {replicate}: routing and profiling")
-        streams = Streams(scenario.seed, replicate)
-        workload = build_workload(
-            trace,
-            k=scenario.workload.k,
-            router=scenario.policies(PolicyKind.ROUTER)[0].create(),
-            calibration=scenario.workload.calibration,
-            skew=scenario.workload.length_skew,
-            limit_questions=scenario.workload.questions,
-            aggregator_calls=scenario.workload.aggregator_calls,
-            rng_streams=streams,
-        )
-        workloads.append(workload)
-        replicated = Replicate(fleet, workload, streams, replicate)
-        for i, scheduler in enumerate(schedulers):
-            replicated.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
+        replicated = _replicate(scenario, fleet, trace, replicate)
+        workloads.append(replicated.workload)
         for scheduler in schedulers:
             for gate in gates:
                 progress(len(runs), total, f"replicate {replicate}: {scheduler.label}, {gate.label}")
@@ -101,11 +97,35 @@ def simulate(
     )
 
 
+def check(scenario: Scenario) -> None:
+    """Go as far as the plans of the first replicate and run nothing; raises what ``simulate`` would."""
+    _replicate(scenario, Fleet(scenario), read_trace(scenario.workload.trace), 0)
+
+
+def _replicate(scenario: Scenario, fleet: Fleet, trace: Trace, number: int) -> Replicate:
+    """Route, profile and plan one replicate; a scheduler that has no plan stops the study here."""
+    streams = Streams(scenario.seed, number)
+    workload = build_workload(
+        trace,
+        k=scenario.workload.k,
+        router=scenario.policies(PolicyKind.ROUTER)[0].create(),
+        calibration=scenario.workload.calibration,
+        skew=scenario.workload.length_skew,
+        limit_questions=scenario.workload.questions,
+        aggregator_calls=scenario.workload.aggregator_calls,
+        rng_streams=streams,
+    )
+    replicate = Replicate(fleet, workload, streams, number)
+    for i, scheduler in enumerate(scenario.policies(PolicyKind.SCHEDULER)):
+        replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
+    return replicate
+
+
 class Replicate:
     """One routed workload on the fleet, and what its runs share."""
 
     def __init__(self, fleet: Fleet, workload: Workload, streams: Streams, replicate: int) -> None:
-        self._fleet, self._workload, self._streams = fleet, workload, streams
+        self._fleet, self.workload, self._streams = fleet, workload, streams
         self._replicate = replicate
         self._sessions: SessionCache = {}
         self._bounds: dict[bytes, float] = {}
@@ -115,7 +135,7 @@ class Replicate:
         """One scheduler under one gate."""
         policy, judge = scheduler.create(), gate.create()
         orchestrator = Orchestrator(
-            self._workload,
+            self.workload,
             self._fleet.pool,
             self.plan(scheduler),
             policy,
@@ -125,7 +145,7 @@ class Replicate:
         )
         executor = SimulatedExecutor(
             self._fleet.simulated(self._streams),
-            np.concatenate([self._workload.outcomes.output_tokens, self._workload.aggregator.output_tokens]),
+            np.concatenate([self.workload.outcomes.output_tokens, self.workload.aggregator.output_tokens]),
             reactive=judge.cancels,
             cache=self._sessions,
         )
@@ -139,18 +159,20 @@ class Replicate:
         """
         if scheduler.label not in self._plans:
             policy = scheduler.create()
-            calls = np.arange(len(self._workload.calls))
+            calls = np.arange(len(self.workload.calls))
+            problem = self._problem_for(policy)(calls, self._fleet.pool.workers)
             try:
-                plan = policy.plan(self._problem_for(policy)(calls, self._fleet.pool.workers))
+                plan = policy.plan(problem)
             except InfeasibleError as error:
                 raise InfeasibleError(f"{where}: {error}") from None
+            check_plan(plan, problem, scheduler.label)
             self._plans[scheduler.label] = plan
         return self._plans[scheduler.label]
 
     @cached_property
     def _profiled(self) -> Costs:
         """The profiling sweep of each expert on each kind of device, over its calibration calls."""
-        calibration = self._workload.calibration
+        calibration = self.workload.calibration
         return self._sweep(
             lambda m: (calibration.output_tokens[m], calibration.prompt_tokens[m]), longest_first=False
         )
@@ -158,7 +180,7 @@ class Replicate:
     @cached_property
     def _true(self) -> Costs:
         """The same over the very calls to come, longest first: for schedulers that are shown lengths."""
-        calls, lengths = self._workload.calls, self._workload.outcomes.output_tokens
+        calls, lengths = self.workload.calls, self.workload.outcomes.output_tokens
 
         def own_calls(m: int) -> tuple[Ints, Ints]:
             return lengths[calls.expert == m], calls.prompt_tokens[calls.expert == m]
@@ -167,24 +189,27 @@ class Replicate:
 
     def _sweep(self, calls_of: Callable[[int], tuple[Ints, Ints]], *, longest_first: bool) -> Costs:
         costs = {}
-        most = self._workload.calls.counts(len(self._workload.experts))
-        for m, name in enumerate(self._workload.experts):
+        most = self.workload.calls.counts(len(self.workload.experts))
+        for m, name in enumerate(self.workload.experts):
             for device in self._fleet.cluster.devices:
                 worker = next(w.index for w in self._fleet.pool.workers if w.device == device)
                 known = self._profiled.get((m, device)) if longest_first and not most[m] else None
-                costs[m, device] = known or profile_sessions(
-                    self._fleet.engine_of(name, (worker,)),
-                    *calls_of(m),
-                    int(most[m]),
-                    self._fleet.profile_of(name, device).reasoning,
-                    self._streams(f"profiling.{name}.{device}"),
-                    longest_first=longest_first,
-                )
+                try:
+                    costs[m, device] = known or profile_sessions(
+                        self._fleet.engine_of(name, (worker,)),
+                        *calls_of(m),
+                        int(most[m]),
+                        self._fleet.profile_of(name, device).reasoning,
+                        self._streams(f"profiling.{name}.{device}"),
+                        longest_first=longest_first,
+                    )
+                except InfeasibleError as error:
+                    raise InfeasibleError(f"experts.{name} on {device}: {error}") from None
         return costs
 
     def _problem_for(self, scheduler: Scheduler) -> Callable[[Ints, tuple[WorkerView, ...]], Problem]:
         """What the scheduler is shown; only one that says so is shown lengths."""
-        workload = self._workload
+        workload = self.workload
 
         def problem_of(call_ids: Ints, workers: tuple[WorkerView, ...]) -> Problem:
             known = self._true if scheduler.sees_lengths else self._profiled
@@ -200,7 +225,7 @@ class Replicate:
         """The lower bound for these calls; runs that finish the same calls share it."""
         key = finished.tobytes()
         if key not in self._bounds:
-            self._bounds[key] = bound_of_run(self._fleet, self._workload, finished)
+            self._bounds[key] = bound_of_run(self._fleet, self.workload, finished)
         return self._bounds[key]
 
     def _describe(
@@ -212,7 +237,7 @@ class Replicate:
         judge: Gate,
         makespan: float,
     ) -> Run:
-        log, plan, workload = orchestrator.log, orchestrator.plan, self._workload
+        log, plan, workload = orchestrator.log, orchestrator.plan, self.workload
         n, n_workers = len(workload.calls), len(self._fleet.pool.workers)
         stage_s = orchestrator.expert_stage_s
         correct = question_correct(workload, orchestrator.accepted, log.status)
@@ -228,11 +253,12 @@ class Replicate:
             "expert_stage_s": stage_s,
             "aggregator_stage_s": makespan - stage_s,
             "makespan_s": makespan,
-            "idle_fraction": 1 - busy / (n_workers * stage_s),
+            "idle_fraction": 1 - busy / (n_workers * stage_s - down_s(log, stage_s)),
             "lower_bound_s": bound,
             "bound_distance": stage_s / bound - 1,
             "predicted_expert_stage_s": plan.predicted_s,
-            "prediction_error": plan.predicted_s / stage_s - 1,
+            # a plan for all calls says nothing of a run that cancels some
+            "prediction_error": None if judge.cancels else plan.predicted_s / stage_s - 1,
             "skip_rate": float((orchestrator.accepted != ASK).mean()),
             "accuracy": float(correct.mean()),
             "delta_pp": delta,
@@ -289,7 +315,9 @@ def _summary(scenario: Scenario, runs: Sequence[Run], workloads: Sequence[Worklo
         ],
         "runs": [run.metrics for run in runs],
         "plans": [
-            {"scheduler": r.scheduler, "gate": r.gate, "replicate": r.replicate, **r.plan_info} for r in runs
+            {"scheduler": r.scheduler, "replicate": r.replicate, **r.plan_info}
+            for r in runs
+            if r.gate == runs[0].gate
         ],
         "means": _means(runs),
     }

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mosaicsim.errors import MosaicsimError
+
 
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
@@ -36,6 +38,9 @@ def run(
 
     study = load_scenario(scenario, overrides)
     if dry_run:
+        from mosaicsim.analysis.study import check
+
+        check(study)
         click.echo(dump_scenario(study), nl=False)
         return
 
@@ -56,8 +61,8 @@ def run(
             result = simulate(study, progress, journal)
         if folder is not None:
             write_result(result, folder, plots=plots)
-    except KeyboardInterrupt:
-        if journal is not None:
+    except (KeyboardInterrupt, MosaicsimError):
+        if journal is not None and journal.finished:
             click.echo(f"{journal.finished} finished runs are kept; --resume goes on with them", err=True)
         raise
     if journal is not None:

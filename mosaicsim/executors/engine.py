@@ -34,7 +34,7 @@ from typing import Literal
 from mosaicsim.errors import InfeasibleError
 from mosaicsim.hardware.latency import StepTables
 
-_SHIFT = 24
+_SHIFT = 32
 _MASK = (1 << _SHIFT) - 1
 """A heap entry is ``finish_step << _SHIFT | call``: one integer compares faster than a tuple."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import chain
+from heapq import merge
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from mosaicsim.executors.simulated import EngineSpec, Failure, SimulatedCluster
 from mosaicsim.hardware.catalog import Catalog, load_catalog
 from mosaicsim.hardware.cluster import Cluster, Host, Worker
 from mosaicsim.hardware.latency import HostOverhead
-from mosaicsim.runtime.orchestrator import AGGREGATOR, Pool
+from mosaicsim.runtime.orchestrator import AGGREGATOR
+from mosaicsim.runtime.pool import Pool
 from mosaicsim.scenario import EngineSection, ModelSection, Scenario
 from mosaicsim.schedulers.base import WorkerView
 from mosaicsim.streams import Streams
@@ -147,10 +148,23 @@ class Fleet:
             scripted = sorted((f for f in section.scripted if f.worker == w), key=lambda f: f.at_s)
             planned: Iterator[Failure] = (Failure(f.at_s, f.down_s) for f in scripted)
             if section.mtbf_s is not None:
-                planned = chain(planned, _sampled(section.mtbf_s, section.down_s, streams, w))
+                sampled = _sampled(section.mtbf_s, section.down_s, streams, w)
+                planned = merge(planned, sampled, key=lambda failure: failure.at_s)
             if scripted or section.mtbf_s is not None:
-                failures[w] = planned
+                failures[w] = _while_up(planned)
         return failures
+
+
+def _while_up(failures: Iterator[Failure]) -> Iterator[Failure]:
+    """The failures that find the worker up: one that is down cannot fail."""
+    back = 0.0
+    for failure in failures:
+        if failure.at_s < back:
+            continue
+        yield failure
+        if failure.down_s is None:
+            return
+        back = failure.at_s + failure.down_s
 
 
 def _sampled(mtbf_s: float, down_s: float, streams: Streams, worker: int) -> Iterator[Failure]:

@@ -148,7 +148,7 @@ class SimulatedExecutor:
         self._sessions: dict[int, _Session] = {}
         self._resident: dict[tuple[int, ...], list[str]] = {}
         self._asleep: set[tuple[tuple[int, ...], str]] = set()
-        self._down: set[int] = set()
+        self._lost: set[int] = set()
         self._next_failure = dict.fromkeys(range(len(cluster.hosts)), inf)
         self._finished = self.env.event()
 
@@ -158,15 +158,13 @@ class SimulatedExecutor:
         self.env.process(self._begin())
         for worker, failures in self._cluster.failures.items():
             self.env.process(self._fail(worker, iter(failures)))
-        try:
-            self.env.run(until=self._finished)
-        except RuntimeError as error:
-            if self._finished.triggered:
-                raise
-            raise MosaicsimError(
-                f"every worker that could go on is lost at {self.env.now:.1f} s and calls are left; "
-                "give failures a down_s"
-            ) from error
+        while not self._finished.processed:
+            if self.env.peek() == inf:
+                raise MosaicsimError(
+                    f"calls are left at {self.env.now:.1f} s and too few workers: of "
+                    f"{len(self._cluster.hosts)}, {len(self._lost)} are lost for good; give failures a down_s"
+                )
+            self.env.step()
         return float(self.env.now)
 
     def start_session(self, spec: SessionSpec) -> None:
@@ -253,7 +251,10 @@ class SimulatedExecutor:
             resident.remove(spec.expert)
             return
         self._evict(spec.workers)
-        if (spec.workers, spec.expert) in self._asleep:
+        copies = sum(
+            (s.spec.workers, s.spec.expert) == (spec.workers, spec.expert) for s in self._sessions.values()
+        )
+        if (spec.workers, spec.expert) in self._asleep and copies == 1:
             yield self.env.timeout(costs.wake_s)
             return
         yield self.env.timeout(costs.load_s - costs.disk_s)
@@ -378,6 +379,7 @@ class SimulatedExecutor:
             yield self.env.timeout(max(0.0, failure.at_s - self.env.now))
             self._lose(worker)
             if failure.down_s is None:
+                self._lost.add(worker)
                 return
             yield self.env.timeout(failure.down_s)
             self._next_failure[worker] = inf

@@ -37,7 +37,8 @@ def gpu_time(result: Result, ax: Axes | None = None, *, gate: str | None = None)
     ax.set_xlim(0, most * 1.01)
     ax.set_xlabel(f"GPU-seconds from the start to the last answer, gate {gate}")
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    lines = key_above(ax, [Patch(fc=c, ec=GREY, lw=0.5, label=state) for state, c in STATES.items()])
+    shown = [s for s in STATES if s != "down" or any(row.gpu_time()["down"] for row in rows)]
+    lines = key_above(ax, [Patch(fc=STATES[s], ec=GREY, lw=0.5, label=s) for s in shown])
     say(ax, _waste(rows), room=lines)
     return ax
 

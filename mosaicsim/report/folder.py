@@ -215,9 +215,9 @@ def _read_runs(
     from mosaicsim.report.tables import read_calls, read_timeline, split_runs
 
     calls, timeline = (split_runs(pq.read_table(folder / name)) for name in (CALLS, TIMELINE))
-    plans = summary.get("plans") or [{}] * len(summary["runs"])
+    plans = {(plan.pop("scheduler"), plan.pop("replicate")): plan for plan in map(dict, summary["plans"])}
     runs = []
-    for metrics, plan in zip(summary["runs"], plans, strict=True):
+    for metrics in summary["runs"]:
         key = metrics["scheduler"], metrics["gate"], metrics["replicate"]
         workload = workloads[metrics["replicate"]]
         runs.append(
@@ -228,7 +228,7 @@ def _read_runs(
                 calls=read_calls(calls[key], workload, workers),
                 timeline=read_timeline(timeline[key], workload, workers),
                 gpu_time=metrics["gpu_time"],
-                plan_info={k: v for k, v in plan.items() if k not in ("scheduler", "gate", "replicate")},
+                plan_info=plans[metrics["scheduler"], metrics["replicate"]],
             )
         )
     return tuple(runs)

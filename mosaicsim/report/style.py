@@ -32,6 +32,7 @@ STATES = {
     "prefill": "#ccbb44",
     "decode": "#4477aa",
     "tail": "#99bbdd",
+    "down": "#b8b8b8",
     "idle": "#ffffff",
 }
 """Colour of each state of GPU time; idle is blank, as in the Gantt chart."""

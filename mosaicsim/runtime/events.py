@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from mosaicsim.workload.calls import Bools, Floats, Ints
 
 
@@ -106,9 +104,3 @@ class WorkerBack(Event):
     """A lost worker can be used again; it holds no model."""
 
     worker: int
-
-
-def no_records() -> CallRecords:
-    """An empty set of records."""
-    ints, floats = np.zeros(0, np.int64), np.zeros(0, np.float64)
-    return CallRecords(ints, floats, floats, floats, ints, ints, np.zeros(0, np.bool_))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import inf
 
 import numpy as np
 
 from mosaicsim.aggregation.base import ASK, Gate, Verdict
-from mosaicsim.errors import InfeasibleError
+from mosaicsim.errors import InfeasibleError, MosaicsimError
 from mosaicsim.executors.base import Executor
 from mosaicsim.runtime.events import (
     CallsFinished,
@@ -23,42 +24,17 @@ from mosaicsim.runtime.events import (
     WorkerBack,
     WorkerLost,
 )
+from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import FINISHED, PENDING, RunLog, SessionRow
-from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, Scheduler, WorkerView
+from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, Scheduler, WorkerView, check_plan
 from mosaicsim.workload.calls import NO_ANSWER, Ints, Workload
 
 AGGREGATOR = "aggregator"
 """The aggregator's name where an expert's name stands."""
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The workers and how they are used.
-
-    ``workers`` are as schedulers see them; each runs ``slots`` sessions at a time; an aggregator instance
-    takes ``aggregator_tp`` workers of one island. ``islands`` are the sets of workers (of one device, on one
-    host) that tensor parallelism can span, ``aggregator_speed`` how fast an instance is on each, in any unit.
-    """
-
-    workers: tuple[WorkerView, ...]
-    slots: int
-    aggregator_tp: int
-    islands: tuple[tuple[int, ...], ...]
-    aggregator_speed: tuple[float, ...]
-
-    def deal_aggregation(self, call_ids: Ints, alive: set[int]) -> list[tuple[tuple[int, ...], Ints]]:
-        """Make as many groups of ``aggregator_tp`` living workers as there can be; share calls by speed."""
-        groups, speeds, tp = [], [], self.aggregator_tp
-        for island, speed in zip(self.islands, self.aggregator_speed, strict=True):
-            left = [w for w in island if w in alive]
-            for i in range(0, len(left) // tp * tp, tp):
-                groups.append(tuple(left[i : i + tp]))
-                speeds.append(speed)
-        if not groups:
-            return []
-        ends = np.rint(np.cumsum(speeds) / sum(speeds) * len(call_ids)).astype(np.int64)
-        shares = np.split(call_ids, ends[:-1])
-        return [(group, share) for group, share in zip(groups, shares, strict=True) if len(share)]
+FRUITLESS_LOSSES = 200
+"""So many workers lost in a row without a call finished in between: the run would never end."""
 
 
 class Orchestrator:
@@ -92,6 +68,7 @@ class Orchestrator:
         self._stranded: Ints = np.zeros(0, np.int64)
         self._aggregating: Ints | None = None
         self._serial = 0
+        self._fruitless_losses = 0
         self._session_of = np.full(len(workload.calls), -1, np.int64)
         self._calls_of = np.arange(len(workload.calls)).reshape(workload.n_questions, -1)
 
@@ -105,6 +82,7 @@ class Orchestrator:
         """React to what the executor reports."""
         if isinstance(event, CallsFinished):
             self.log.record(event.session, event.records)
+            self._fruitless_losses = 0
             if self._gate.cancels and self._aggregating is None:
                 self._cancel_decided(event)
         elif isinstance(event, SessionEnded):
@@ -115,6 +93,8 @@ class Orchestrator:
             self._lose(event)
         elif isinstance(event, WorkerBack):
             self._alive.add(event.worker)
+            worker, lost_at, _ = next(d for d in reversed(self.log.down) if d[0] == event.worker)
+            self.log.down[self.log.down.index((worker, lost_at, inf))] = (worker, lost_at, event.at_s)
             self._place_stranded(event.at_s)
 
     # expert stage
@@ -173,20 +153,22 @@ class Orchestrator:
 
     def _cancel_decided(self, event: CallsFinished) -> None:
         """Cancel the calls that can no longer change the answer of a question just voted on."""
-        status, answers = self.log.status, self._workload.outcomes.answer
         for question in set(self._workload.calls.question[event.records.call_ids].tolist()):
-            calls = self._calls_of[question]
-            pending = calls[status[calls] == PENDING]
-            if not len(pending):
-                continue
-            votes = answers[calls[status[calls] == FINISHED]].tolist()
-            if self._gate.decide(votes, len(pending)).verdict is not Verdict.ACCEPT:
-                continue
-            for call in pending.tolist():
+            for call in self._moot(question):
                 if self._session_of[call] >= 0:
                     self._executor.cancel_call(int(self._session_of[call]), call)
                 else:
                     self.log.cancel_unstarted(call, event.at_s)
+
+    def _moot(self, question: int) -> list[int]:
+        """Pending calls of a question whose answer the gate accepts without them."""
+        calls = self._calls_of[question]
+        pending = calls[self.log.status[calls] == PENDING]
+        voted = calls[self.log.status[calls] == FINISHED]
+        if not len(pending):
+            return []
+        decision = self._gate.decide(self._workload.outcomes.answer[voted].tolist(), len(pending))
+        return pending.tolist() if decision.verdict is Verdict.ACCEPT else []
 
     # aggregator stage
 
@@ -223,7 +205,14 @@ class Orchestrator:
 
     def _lose(self, event: WorkerLost) -> None:
         """Keep what finished; give the rest of the worker's calls back to the scheduler."""
+        self._fruitless_losses += 1
+        if self._fruitless_losses > FRUITLESS_LOSSES:
+            raise MosaicsimError(
+                f"workers were lost {FRUITLESS_LOSSES} times in a row before any call could finish, "
+                f"the last time at {event.at_s:.0f} s; failures come faster than a call takes"
+            )
         self._alive.discard(event.worker)
+        self.log.down.append((event.worker, event.at_s, inf))
         for number, usage in event.ended.items():
             row = self.log.sessions[number]
             row.usage, row.lost = usage, True
@@ -235,6 +224,12 @@ class Orchestrator:
         queue = self._queues[event.worker]
         self._stranded = np.concatenate([self._stranded, *(s.call_ids for s in queue)])
         queue.clear()
+        if self._gate.cancels:
+            # a cancel that had not taken effect was lost with the worker
+            for question in set(self._workload.calls.question[self._stranded].tolist()):
+                for call in self._moot(question):
+                    if call in self._stranded:
+                        self.log.cancel_unstarted(call, event.at_s)
         self._place_stranded(event.at_s)
 
     def _place_stranded(self, now: float) -> None:
@@ -247,11 +242,14 @@ class Orchestrator:
                 if w.index in self._alive
             )
             problem = self._problem_of(self._stranded, workers)
+            note = f"{len(self._stranded)} calls of lost workers replanned at {now:.1f} s"
             try:
                 plan = self._scheduler.plan(problem)
             except InfeasibleError as error:
                 plan = self._fallback.plan(problem)
-                self.log.notes.append(f"replanned by {self._fallback.name} at {now:.1f} s: {error}")
+                note += f" by {self._fallback.name}: {error}"
+            self.log.notes.append(note)
+            check_plan(plan, problem, self._scheduler.name)
             self._stranded = self._stranded[:0]
             after = max((s.phase for q in self._queues.values() for s in q), default=self._phase())
             self._enqueue(replace(s, phase=after + s.phase) for s in plan.sessions)

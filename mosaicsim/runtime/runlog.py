@@ -8,8 +8,8 @@ import numpy as np
 
 from mosaicsim.runtime.events import CallRecords, SessionSpec, SessionUsage
 
-PENDING, FINISHED, CANCELLED, FAILED = -1, 0, 1, 2
-"""Status codes of a call; the last three index ``analysis.result.CALL_STATUS``."""
+PENDING, FINISHED, CANCELLED = -1, 0, 1
+"""Status codes of a call; the last two index ``analysis.result.CALL_STATUS``."""
 
 
 @dataclass
@@ -27,12 +27,14 @@ class SessionRow:
 class RunLog:
     """Facts about n calls (columns of shape (n,), seconds since the run began, -1 until known) and sessions.
 
+    ``down`` has (worker, from, to) for each time a worker was lost; to is infinite if it never came back.
     Rows 0..n_expert_calls-1 are the workload's calls, the rest one aggregator call a question.
     """
 
     n_calls: int
     sessions: dict[int, SessionRow] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    down: list[tuple[int, float, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.start_s = np.full(self.n_calls, -1.0)

@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from mosaicsim.errors import MosaicsimError
 from mosaicsim.workload.calls import CallTable, Floats, Ints
 
 
@@ -110,17 +111,12 @@ class PlannedSession:
 class Plan:
     """An ordered list of sessions for each worker, and the makespan the scheduler itself predicts.
 
-    ``info`` holds deterministic facts of how the plan was found (objective, best_bound, gap, replicas, ...);
-    ``solve_s`` is wall-clock and goes where wall-clock figures go.
+    ``info`` holds deterministic facts of how the plan was found: objective, best_bound, gap, ...
     """
 
     sessions: tuple[PlannedSession, ...]
     predicted_s: float
     info: dict[str, float | int | str] = field(default_factory=dict)
-
-    def of_worker(self, worker: int) -> tuple[PlannedSession, ...]:
-        """The sessions of one worker, in order."""
-        return tuple(s for s in self.sessions if s.worker == worker)
 
 
 class SchedulerOptions(BaseModel):
@@ -151,3 +147,27 @@ class Scheduler(Protocol):
 def split_evenly(call_ids: Ints, parts: int) -> Sequence[Ints]:
     """Deal calls like cards into ``parts`` shares whose sizes differ by at most one."""
     return [call_ids[i::parts] for i in range(parts)]
+
+
+def check_plan(plan: Plan, problem: Problem, scheduler: str) -> None:
+    """Raise MosaicsimError for a plan that does not place every call of ``problem`` exactly once."""
+    known = {worker.index for worker in problem.workers}
+    phases: dict[int, int] = {}
+    for session in plan.sessions:
+        if session.worker not in known:
+            raise MosaicsimError(
+                f"scheduler '{scheduler}': its plan uses worker {session.worker}, which is not there"
+            )
+        if (problem.calls.expert[session.call_ids] != session.expert).any():
+            raise MosaicsimError(
+                f"scheduler '{scheduler}': its plan gives calls to another expert than theirs"
+            )
+        if session.phase < phases.get(session.worker, 0):
+            raise MosaicsimError(f"scheduler '{scheduler}': phases of worker {session.worker} do not ascend")
+        phases[session.worker] = session.phase
+    placed = np.sort(np.concatenate([problem.call_ids[:0], *(s.call_ids for s in plan.sessions)]))
+    if not np.array_equal(placed, np.sort(problem.call_ids)):
+        raise MosaicsimError(
+            f"scheduler '{scheduler}': its plan places {len(placed)} calls, {len(np.unique(placed))} of them "
+            f"different; {len(problem.call_ids)} are to be placed once each"
+        )

@@ -119,6 +119,10 @@ def _split(
             f"calibration takes {held_out:,} questions, but {trace.where()} has {total:,} "
             "and some must be left to evaluate"
         )
+    if limit is not None and limit > total - held_out:
+        raise ScenarioError(
+            f"workload.questions: {limit:,}, but {trace.where()} has {total - held_out:,} to evaluate"
+        )
     order = rng.permutation(total)
     end = None if limit is None else held_out + limit
     return np.sort(order[held_out:end]), np.sort(order[:held_out])
