@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mosaicsim import plugins
 from mosaicsim.aggregation.base import ASK, Verdict, decide_each
 from mosaicsim.aggregation.registry import available, create
+from mosaicsim.errors import UserInputError
 from mosaicsim.workload.calls import NO_ANSWER
 
 A, B, C = 0, 1, 2
@@ -86,3 +90,20 @@ def test_labels_tell_the_gates_apart() -> None:
     ]
     assert labels == ["plurality(tau=1)", "plurality(tau=0.667)", "plurality(tau=0.667, cancel)", "mine"]
     assert set(available()) >= {"always", "plurality"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("plurality", "collections:Counter", "takes a name already in use"),
+        ("mine", "no_such_module:Gate", "cannot be loaded"),
+        ("mine", "collections:Counter", "lacks name, summary, Options, decide, decide_all"),
+    ],
+)
+def test_a_bad_gate_plugin_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    entry = EntryPoint(name, value, "mosaicsim.gates")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
+    with pytest.raises(UserInputError, match=said):
+        available()

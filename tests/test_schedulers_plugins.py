@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 import pytest
 from click.testing import CliRunner
 
+from mosaicsim import plugins
 from mosaicsim.cli.schedulers import schedulers
 from mosaicsim.errors import UserInputError
 from mosaicsim.schedulers import registry
@@ -20,7 +21,7 @@ class Mine(RoundRobin):
 
 def install(monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str]) -> None:
     found = [EntryPoint(name, value, registry.GROUP) for name, value in entries]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == registry.GROUP else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == registry.GROUP else [])
 
 
 def test_a_plugin_is_found_and_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from hypothesis import strategies as st
 from mosaicsim.analysis.study import simulate
 from mosaicsim.errors import InfeasibleError, MosaicsimError, ProfileError, ScenarioError, TraceError
 from mosaicsim.scenario import load_scenario
+from mosaicsim.schedulers.base import Plan, Problem
+from mosaicsim.schedulers.round_robin import RoundRobin
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "scenarios" / "paper_mmlu_pro.yaml"
@@ -71,11 +76,13 @@ def test_figures_agree() -> None:
     st.sampled_from(["restart", "sleep"]),
     st.sampled_from([4500, 8000, 30_000]),
     st.booleans(),
+    st.sampled_from(["[{device: a100, gpus: 4}]", "[{device: h100, gpus: 1}, {device: l40s, gpus: 2}]"]),
+    st.sampled_from(["[]", "[{worker: 0, at_s: 90, down_s: 60}, {worker: 1, at_s: 300}]"]),
 )
 def test_no_run_beats_the_lower_bound(
-    seed: int, policy: str, slots: int, change: str, blocks: int, cancel: bool
+    seed: int, policy: str, slots: int, change: str, blocks: int, cancel: bool, hosts: str, failures: str
 ) -> None:
-    """Over seeds, step policies, KV pressure, shared GPUs, sleeping engines and cancelled calls."""
+    """Over seeds, step policies, KV pressure, sharing, sleep, cancels, mixed clusters and lost workers."""
     scenario = load_scenario(
         PAPER,
         [
@@ -89,7 +96,10 @@ def test_no_run_beats_the_lower_bound(
             f"cluster.experts_per_worker={slots}",
             f"cluster.session_change={change}",
             f"gates=[{{plurality: {{tau: 2/3, cancel_pending: {cancel}}}}}]",
-            "schedulers=[round_robin, data_parallel, greedy, oracle]",
+            f"cluster.hosts={hosts}",
+            f"failures.scripted={failures}",
+            "aggregator.tp=1",
+            "schedulers=[round_robin, data_parallel, greedy, ilp, oracle]",
         ],
     )
     for run in simulate(scenario).runs:
@@ -186,6 +196,41 @@ def test_what_cannot_be_run_is_said(overrides: list[str], error: type[Exception]
         simulate(load_scenario(PAPER, [*QUICK, *overrides]))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def reachable(thing: Any, seen: set[int]) -> Iterator[Any]:
+    """Everything that can be got at from ``thing`` through attributes and containers."""
+    if id(thing) in seen or isinstance(thing, (str, int, float, type)):
+        return
+    seen.add(id(thing))
+    yield thing
+    if isinstance(thing, (tuple, list)):
+        for item in thing:
+            yield from reachable(item, seen)
+    elif is_dataclass(thing):
+        for field in fields(thing):
+            yield from reachable(getattr(thing, field.name), seen)
+
+
+def test_a_blind_scheduler_is_shown_no_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spy in round_robin's place walks through all it was handed, as a plug-in could."""
+    shown: list[Problem] = []
+    plan_for_real = RoundRobin.plan
+
+    def spy(self: RoundRobin, problem: Problem) -> Plan:
+        shown.append(problem)
+        return plan_for_real(self, problem)
+
+    monkeypatch.setattr(RoundRobin, "plan", spy)
+    result = simulate(load_scenario(PAPER, [*QUICK, "schedulers=[round_robin]"]))
+    outcomes = result.workloads[0].outcomes
+    secrets = [outcomes.output_tokens, outcomes.visible_tokens, outcomes.answer, outcomes.correct]
+    arrays = [a for p in shown for a in reachable(p, set()) if isinstance(a, np.ndarray)]
+    assert len(arrays) > 5
+    for array in arrays:
+        for secret in secrets:
+            assert not np.shares_memory(array, secret)
+            assert array.shape != secret.shape or not np.array_equal(array, secret)
 
 
 def imports_of(path: Path) -> set[str]:

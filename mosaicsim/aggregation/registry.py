@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import Any
 
 from mosaicsim.aggregation.always import Always
 from mosaicsim.aggregation.base import Gate
 from mosaicsim.aggregation.plurality import Plurality
+from mosaicsim.plugins import find_plugins, load_plugin
+
+GROUP = "mosaicsim.gates"
+BUILT_IN: dict[str, type[Any]] = {gate.name: gate for gate in (Always, Plurality)}
 
 
 def available() -> dict[str, type[Any]]:
-    """Gate classes by name, built-in ones first."""
-    gates: dict[str, type[Any]] = {gate.name: gate for gate in (Always, Plurality)}
-    for entry in entry_points(group="mosaicsim.gates"):
-        gates.setdefault(entry.name, entry.load())
-    return gates
+    """Every gate by name, built-in ones first. Raises UserInputError for a plug-in that cannot be used."""
+    needed = ("name", "summary", "Options", "decide", "decide_all")
+    plugins = find_plugins("gate", GROUP, BUILT_IN)
+    return BUILT_IN | {name: load_plugin("gate", entry, needed) for name, entry in plugins.items()}
 
 
 def create(name: str, options: dict[str, Any]) -> Gate:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from pydantic import ValidationError
 
-from mosaicsim.errors import ScenarioError, UserInputError, nearest
+from mosaicsim.errors import ScenarioError, nearest
+from mosaicsim.plugins import find_plugins, load_plugin
 from mosaicsim.schedulers.base import Scheduler, SchedulerOptions
 from mosaicsim.schedulers.data_parallel import DataParallel
 from mosaicsim.schedulers.greedy import Greedy
@@ -56,26 +57,11 @@ def parse_options(policy: type[Scheduler], options: Mapping[str, Any]) -> Schedu
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    """Third-party schedulers, not loaded yet. Raises UserInputError for a name that is taken."""
-    found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=GROUP):
-        if entry.name in BUILT_IN or (entry.name in found and found[entry.name].value != entry.value):
-            raise UserInputError(
-                f"scheduler plug-in '{entry.name}' ({entry.value}) takes a name already in use"
-            )
-        found[entry.name] = entry
-    return found
+    return find_plugins("scheduler", GROUP, BUILT_IN)
 
 
 def _load(entry: EntryPoint) -> type[Scheduler]:
-    """Import a plug-in's class and check its shape."""
-    try:
-        policy: type[Scheduler] = entry.load()
-    except Exception as error:
-        raise UserInputError(
-            f"scheduler plug-in '{entry.name}' ({entry.value}) cannot be loaded: {error}"
-        ) from error
-    missing = [a for a in ("name", "summary", "Options", "sees_lengths", "plan") if not hasattr(policy, a)]
-    if missing:
-        raise UserInputError(f"scheduler plug-in '{entry.name}' ({entry.value}) lacks {', '.join(missing)}")
+    policy: type[Scheduler] = load_plugin(
+        "scheduler", entry, ("name", "summary", "Options", "sees_lengths", "plan")
+    )
     return policy
