@@ -6,7 +6,7 @@ options are validated by the policy's own model, so a third party's options are 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from mosaicsim.document import read_mapping
 from mosaicsim.errors import ScenarioError
 from mosaicsim.policies import Policy, PolicyKind, parse_policies
 from mosaicsim.validation import explain
@@ -195,33 +196,12 @@ class Scenario(_Section):
         return parse_policies(kind, field, getattr(self, field), where)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as everyone expects it: a key given twice is an error, not the last one wins."""
-
-
-def _mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, Hashable):
-            raise yaml.MarkedYAMLError(problem=f"key {key!r} is no name", problem_mark=key_node.start_mark)
-        if key in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
-            )
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
 def load_scenario(path: Path, overrides: Iterable[str] = ()) -> Scenario:
     """Read, override (``a.b.0.c=value``) and validate a scenario; paths in it become absolute.
 
     Raises ScenarioError naming the file, the path in it, the value and what is accepted.
     """
-    raw = _read(path)
+    raw = read_mapping(path, "scenario", ScenarioError)
     for override in overrides:
         _override(raw, override)
     try:
@@ -245,24 +225,6 @@ def resolved(scenario: Scenario) -> dict[str, Any]:
 def dump_scenario(scenario: Scenario) -> str:
     """The resolved scenario as YAML; it can be run again."""
     return yaml.safe_dump(resolved(scenario), sort_keys=False, allow_unicode=True, width=100)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader
-    except FileNotFoundError:
-        raise ScenarioError(f"{path}: no such scenario file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ScenarioError(f"{path}: {line}not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ScenarioError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ScenarioError(f"{path}: a scenario is a mapping of sections, got {type(raw).__name__}")
-    return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

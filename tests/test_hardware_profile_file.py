@@ -111,8 +111,8 @@ devices:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must be a mapping with at least one of devices, models, timings, tensor_parallel, engines"),
-        ("- 1", "must be a mapping"),
+        ("", "a profile is a mapping of sections, got an empty file"),
+        ("- 1", "a profile is a mapping of sections, got a list"),
         ("devices: {x: [", "not valid YAML"),
         ("device: {}", "device: unknown key (did you mean 'devices'?)"),
         ("engines: {x: {base_ms: 1, per_seqence_ms: 2, source: 'measured: a'}}", "mean 'per_sequence_ms'?"),

@@ -100,9 +100,9 @@ def test_files_that_are_no_scenarios(tmp_path: Path) -> None:
     assert "no such scenario file" in complaint(tmp_path / "missing.yaml")
     path = tmp_path / "x.yaml"
     path.write_text("name: [")
-    assert "line 1, column 8: not valid YAML" in complaint(path)
+    assert "line 2, column 1: not valid YAML" in complaint(path)
     path.write_text("- a\n- b\n")
-    assert "a scenario is a mapping of sections, got list" in complaint(path)
+    assert "a scenario is a mapping of sections, got a list" in complaint(path)
     path.write_text("name: a\nname: b\n")
     assert "line 2, column 1: not valid YAML: key 'name' is given twice" in complaint(path)
     path.write_text("[a]: 1\n")

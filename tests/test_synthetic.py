@@ -232,7 +232,7 @@ def test_tiny_traces_are_valid_and_their_report_is_json(questions: int, tmp_path
         ("slots: 429", "slots: many", r"experts\.LlamaR1\.slots: .*'many'"),
         ("mean: 7800, cv: 0.5", "mean: 7800, cv: 5", r"experts\.QwenR1\.lengths: cv 5 is out of reach"),
         ("mean: 7800", "mean: .nan", r"experts\.QwenR1\.lengths\.mean: .*finite"),
-        ("name: gpqa", "name: [", r"not YAML"),
+        ("name: gpqa", "name: [", r"not valid YAML"),
     ],
 )
 def test_a_wrong_spec_is_named_by_path(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -245,5 +245,5 @@ def test_a_wrong_spec_is_named_by_path(old: str, new: str, message: str, tmp_pat
 
 
 def test_a_missing_spec_names_its_neighbour() -> None:
-    with pytest.raises(MosaicsimError, match=r"no such spec \(did you mean 'gpqa\.yaml'\?\)"):
+    with pytest.raises(MosaicsimError, match=r"no such trace spec file \(did you mean 'gpqa\.yaml'\?\)"):
         load_spec(TRACES / "gpqaa.yaml")

@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from mosaicsim.document import read_mapping
 from mosaicsim.errors import ProfileError, nearest
 from mosaicsim.hardware.architecture import Architecture
 from mosaicsim.hardware.latency import (
@@ -36,7 +36,6 @@ SOURCE_KINDS = ("measured", "published", "composed", "derived", "estimated")
 """What the first word of a source says: how the number came to be."""
 
 MS = 1e-3
-LARGEST_FILE_BYTES = 4_000_000
 
 
 def _checked_source(source: str) -> str:
@@ -257,29 +256,9 @@ def load_profile_file(path: Path | str) -> ProfileFile:
     """
     path = Path(path)
     try:
-        return ProfileFile.model_validate(_read_yaml(path))
+        return ProfileFile.model_validate(read_mapping(path, "profile", ProfileError))
     except ValidationError as error:
         raise ProfileError(f"{path}: {_first_complaint(error)}") from None
-
-
-def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST_FILE_BYTES:
-            raise ProfileError(f"{path}: larger than {LARGEST_FILE_BYTES} bytes, not a profile file")
-        text = path.read_text(encoding="utf-8")
-        content = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except FileNotFoundError:
-        raise ProfileError(f"{path}: no such profile file") from None
-    except OSError as error:
-        raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ProfileError(f"{path}: not a text file in UTF-8; a profile file is YAML") from None
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not content:
-        accepted = ", ".join(ProfileFile.model_fields)
-        raise ProfileError(f"{path}: must be a mapping with at least one of {accepted}")
-    return content
 
 
 def _first_complaint(error: ValidationError) -> str:

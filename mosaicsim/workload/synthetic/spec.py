@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Any, get_args
+from pathlib import Path
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mosaicsim.errors import TraceError, nearest
+from mosaicsim.document import read_mapping
+from mosaicsim.errors import TraceError
+from mosaicsim.validation import explain
 from mosaicsim.workload.calls import Ints
 from mosaicsim.workload.lengths import LengthSpec, fit_lengths
 from mosaicsim.workload.synthetic.agreement import SLOTS
@@ -200,24 +201,11 @@ def apportion(weights: list[int] | list[float], total: int) -> list[int]:
 
 def load_spec(path: str | os.PathLike[str]) -> SyntheticSpec:
     """Read a YAML spec. Raises TraceError naming the file, the key's path and the nearest accepted name."""
-    path = os.fspath(path)
-    try:
-        with open(path, encoding="utf-8") as file:
-            raw = yaml.safe_load(file)
-    except FileNotFoundError as error:
-        folder = os.path.dirname(path) or "."
-        names = os.listdir(folder) if os.path.isdir(folder) else []
-        raise TraceError(f"{path}: no such spec{nearest(os.path.basename(path), names)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise TraceError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise TraceError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise TraceError(f"{path}: holds {type(raw).__name__}, not a mapping of a trace's spec")
+    raw = read_mapping(Path(path), "trace spec", TraceError)
     try:
         return SyntheticSpec.model_validate(raw)
     except ValidationError as error:
-        raise TraceError(f"{path}: {_first_problem(error)}") from error
+        raise TraceError(f"{path}: {explain(error, SyntheticSpec)}") from error
 
 
 def _feasible(where: str, lengths: LengthSpec) -> None:
@@ -225,31 +213,3 @@ def _feasible(where: str, lengths: LengthSpec) -> None:
         fit_lengths(lengths)
     except TraceError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    """One line for the first problem; an unknown key first, as it is often why another is missing."""
-    problem = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    loc = [str(part) for part in problem["loc"]]
-    where = ".".join(loc)
-    if problem["type"] == "extra_forbidden":
-        accepted = _fields_at(loc[:-1])
-        return f"{where}: unknown key{nearest(loc[-1], accepted)}; accepted: {', '.join(accepted)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "missing":
-        return f"{where}: is missing"
-    if problem["type"] == "value_error":
-        return message if not where else f"{where}: {message}"
-    return f"{where}: {message}, not {problem['input']!r}"
-
-
-def _fields_at(loc: list[str]) -> list[str]:
-    """Names of the fields of the model that stands at ``loc``."""
-    kind: Any = SyntheticSpec
-    for part in loc:
-        kind = kind.model_fields[part].annotation if _is_model(kind) else get_args(kind)[-1]
-    return list(kind.model_fields) if _is_model(kind) else []
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
