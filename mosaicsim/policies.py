@@ -90,7 +90,10 @@ def parse_policies(
 
 def _parse(kind: PolicyKind, path: str, entry: Any, where: str) -> Policy:
     if not isinstance(entry, (str, dict)) or (isinstance(entry, dict) and len(entry) != 1):
-        raise ScenarioError(f"{where}: {path}: expected a name or one `name: {{options}}`, got {entry!r}")
+        hint = "; are the options indented below the name?" if isinstance(entry, dict) else ""
+        raise ScenarioError(
+            f"{where}: {path}: expected a name or one `name: {{options}}`, got {entry!r}{hint}"
+        )
     name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
     models = kind.option_models()
     if name not in models:

@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -24,7 +22,7 @@ from pydantic import (
 from mosaicsim.document import read_mapping
 from mosaicsim.errors import ScenarioError
 from mosaicsim.policies import Policy, PolicyKind, parse_policies
-from mosaicsim.validation import explain
+from mosaicsim.validation import StrictModel, explain
 from mosaicsim.workload.build import AggregatorSource, CalibrationSpec
 from mosaicsim.workload.skew import LengthSkew
 
@@ -39,14 +37,11 @@ PolicyText = Any
 """A name or one ``name: {options}``, checked by :mod:`mosaicsim.policies`."""
 
 PolicyList = Annotated[tuple[PolicyText, ...], BeforeValidator(_list_of_policies), Field(min_length=1)]
-Seconds = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e8)]
+Milliseconds = Annotated[float, Field(ge=0, le=1e6)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class WorkloadSection(_Section):
+class WorkloadSection(StrictModel):
     """What has to be computed."""
 
     trace: str = Field(description="Parquet trace; relative to the scenario's folder")
@@ -67,7 +62,7 @@ class WorkloadSection(_Section):
     )
 
 
-class HostSection(_Section):
+class HostSection(StrictModel):
     """One machine and its GPUs."""
 
     name: str | None = Field(None, description="host0, host1, ... by default")
@@ -78,7 +73,7 @@ class HostSection(_Section):
     )
 
 
-class ClusterSection(_Section):
+class ClusterSection(StrictModel):
     """What it runs on."""
 
     hosts: Annotated[tuple[HostSection, ...], Field(min_length=1)]
@@ -90,13 +85,13 @@ class ClusterSection(_Section):
     )
 
 
-class ModelSection(_Section):
+class ModelSection(StrictModel):
     """Which profiled model plays an expert or the aggregator."""
 
     model: str = Field(description="model of the catalog, as in `mosaicsim profiles`")
     load_s: Seconds | None = Field(None, description="cold session start; the profile's by default")
     timing: str | None = Field(None, description="which timing of the profile to use")
-    host_base_ms: Seconds | None = Field(
+    host_base_ms: Milliseconds | None = Field(
         None, description="host time an iteration of this model; the engine's by default"
     )
 
@@ -107,7 +102,7 @@ class AggregatorSection(ModelSection):
     tp: PositiveInt = Field(1, description="GPUs an instance spans; instances share the questions")
 
 
-class EngineSection(_Section):
+class EngineSection(StrictModel):
     """vLLM's settings; what is left out follows from ``version``."""
 
     version: str = Field(
@@ -116,8 +111,10 @@ class EngineSection(_Section):
     policy: Literal["v0", "v1"] = Field(
         "v1", description="v0: prefills first, whole prompts; v1: chunked prefill mixed with decodes"
     )
-    host_base_ms: Seconds | None = Field(None, description="host time an iteration; the version's by default")
-    host_per_sequence_ms: Seconds | None = Field(None, description="and for each sequence in it")
+    host_base_ms: Milliseconds | None = Field(
+        None, description="host time an iteration; the version's by default"
+    )
+    host_per_sequence_ms: Milliseconds | None = Field(None, description="and for each sequence in it")
     max_num_seqs: Annotated[int, Field(gt=0, le=65_536)] = 256
     max_num_batched_tokens: Annotated[int, Field(gt=0, le=2_097_152)] | None = Field(
         None, description="v0: 32768, v1: 8192 by default"
@@ -149,7 +146,7 @@ class EngineSection(_Section):
         return self.max_num_batched_tokens or (32768 if self.policy == "v0" else 8192)
 
 
-class ScriptedFailure(_Section):
+class ScriptedFailure(StrictModel):
     """One worker fails once."""
 
     worker: Annotated[int, Field(ge=0)]
@@ -157,20 +154,20 @@ class ScriptedFailure(_Section):
     down_s: Seconds | None = Field(None, description="back after so long; never by default")
 
 
-class FailureSection(_Section):
+class FailureSection(StrictModel):
     """Workers that fail: at given times, or with exponential times between failures."""
 
     scripted: tuple[ScriptedFailure, ...] = ()
-    mtbf_s: Annotated[float, Field(gt=0)] | None = Field(
+    mtbf_s: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
         None, description="mean time between failures of a worker"
     )
     down_s: Seconds = Field(120.0, description="time a sampled failure takes a worker away")
 
 
-class Scenario(_Section):
+class Scenario(StrictModel):
     """A whole study: one workload and cluster under several schedulers and gates."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     replicates: Annotated[int, Field(gt=0, le=10_000)] = Field(
@@ -260,6 +257,8 @@ def _descend(node: Any, key: str, following: str, override: str) -> Any:
         raise ScenarioError(f"--set {override!r}: {key} is not below a mapping or list")
     if node.get(key) is None:
         node[key] = {}
+    if node[key] == following:
+        node[key] = {following: {}}
     return node[key]
 
 

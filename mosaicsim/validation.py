@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from mosaicsim.errors import nearest
 
 _LONGEST_VALUE = 60
+_WORDS = (
+    (r"valid tuple", "list"),
+    (r"tuple should", "list should"),
+    (r"valid dictionary( or instance of \w+)?", "mapping of keys"),
+    (r" after validation, not \d+", ""),
+)
+"""What pydantic says, in the words of YAML."""
+
+
+class StrictModel(BaseModel):
+    """What a user writes: no unknown key, no NaN or infinity, no true or false for a number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _accepts_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("expected a number or a text; YAML reads yes, no, on and off as true and false")
+        return value
+
+
+def _accepts_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_accepts_bool(argument) for argument in get_args(annotation))
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -25,6 +50,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{path}: required, but missing{more}"
     message = first["msg"].removeprefix("Value error, ")
+    for jargon, word in _WORDS:
+        message = re.sub(jargon, word, message)
     return f"{path}: {message[0].lower()}{message[1:]}{_got(first)}{more}"
 
 

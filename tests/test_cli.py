@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,48 @@ def test_output_that_is_something_else_is_not_replaced(tmp_path: Path) -> None:
     below_a_file = mosaicsim("run", PAPER, *QUICK, "-o", str(tmp_path / "thesis.tex" / "out"))
     assert below_a_file.returncode == 1
     assert "Traceback" not in below_a_file.stderr
+
+
+def test_a_trace_never_replaces_something_else(tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("question_id,category,expert,prompt_tokens,output_tokens,answer\n1,a,x,5,6,B\n")
+    spec = tmp_path / "gpqa.yaml"
+    spec.write_text((ROOT / "traces" / "gpqa.yaml").read_text())
+    for args in (
+        ["import", str(table), "-o", str(table), "--dataset", "d"],
+        ["generate", str(spec), "-o", str(spec)],
+    ):
+        before = table.read_bytes(), spec.read_bytes()
+        done = mosaicsim("trace", *args)
+        assert done.returncode == 1
+        assert "is not replaced" in done.stderr
+        assert (table.read_bytes(), spec.read_bytes()) == before
+    assert mosaicsim("trace", "generate", str(spec), "-o", os.devnull).returncode == 1
+    assert Path(os.devnull).is_char_device()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_said_in_one_line() -> None:
+    for args in (["schema"], ["profiles"], ["run", PAPER, "--dry-run"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "mosaicsim", *args],
+                stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False,
+            )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr == "mosaicsim: cannot write to standard output: No space left on device\n"
+
+
+def test_a_terminal_without_unicode_gets_escapes(tmp_path: Path) -> None:
+    scenario = (ROOT / PAPER).read_text().replace("paper_mmlu_pro", "名前", 1).replace("../", f"{ROOT}/")
+    (tmp_path / "s.yaml").write_text(scenario, encoding="utf-8")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mosaicsim", "run", "s.yaml", *QUICK, "-o", "r", "--no-plots"],
+        capture_output=True, text=True, cwd=tmp_path, check=False, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "round_robin" in done.stdout
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -77,6 +77,16 @@ def test_somebody_else_s_folder_is_left_alone(scenario: Scenario, tmp_path: Path
     assert (other / "thesis.tex").exists()
 
 
+def test_a_damaged_run_is_run_again(scenario: Scenario, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "out", scenario, resume=False)
+    simulate(scenario, journal=journal)
+    path = journal.folder / "2.npz"
+    for damaged in (b"", path.read_bytes()[:500], b"PK\x03\x04 nothing"):
+        path.write_bytes(damaged)
+        assert Journal(tmp_path / "out", scenario, resume=True).find(2) is None
+    assert Journal(tmp_path / "out", scenario, resume=True).find(1) is not None
+
+
 def test_ctrl_c_and_resume_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [

@@ -180,6 +180,16 @@ def test_a_cancel_is_not_forgotten_with_the_worker() -> None:
     assert moot, "some call was decided while its session loaded"
 
 
+def test_a_worker_that_is_back_takes_its_part() -> None:
+    """All workers are away for a while and return one after another: the work is not left to the first."""
+    workload = make_workload(60, n_experts=5)
+    away = {w: [Failure(0.5, 2.0 + w)] for w in range(3)}
+    orchestrator, makespan = run(workload, "greedy", failures=away)
+    check(orchestrator, makespan, len(workload.calls))
+    later = [r for r in orchestrator.log.sessions.values() if r.stage == "expert" and not r.lost]
+    assert {r.spec.workers[0] for r in later} == {0, 1, 2}
+
+
 def test_failures_faster_than_any_call_end_in_an_error() -> None:
     hopeless = {w: [Failure(1.0 + i, 0.5) for i in range(400)] for w in range(3)}
     with pytest.raises(MosaicsimError, match="failures come faster than a call takes"):

@@ -55,6 +55,11 @@ def test_defaults(tmp_path: Path) -> None:
     [
         ({"sede": 1}, "sede: unknown key (did you mean 'seed'?); accepted: name, "),
         ({"seed": "x"}, "seed: input should be a valid integer"),
+        ({"seed": True}, "seed: expected a number or a text; YAML reads yes, no, on and off as true and false, got True"),
+        ({"gates": [{"plurality": {"tau": True}}]}, "gates.0.plurality.tau: expected a number or a text"),
+        ({"name": ".."}, "name: string should match pattern"),
+        ({"name": "."}, "name: string should match pattern"),
+        ({"experts": {"A": "llama"}}, "experts.A: input should be a mapping of keys, got 'llama'"),
         ({"seed": -1}, "seed: input should be greater than or equal to 0, got -1"),
         ({"replicates": 0}, "replicates: input should be greater than 0, got 0"),
         ({"name": "a/b"}, "name: string should match pattern"),
@@ -122,12 +127,15 @@ def test_overrides(tmp_path: Path) -> None:
             "schedulers.1.ilp.gap=0.05",
             "gates=[{plurality: {tau: 2/3}}]",
             "engine.block_size=32",
+            "workload.routing=uniform",
+            "workload.routing.uniform.replacement=false",
         ],
     )
     assert (scenario.seed, scenario.cluster.hosts[0].gpus, scenario.engine.block_size) == (7, 8, 32)
     ilp = scenario.policies(PolicyKind.SCHEDULER)[1].options.model_dump()
     assert (ilp["gap"], ilp["max_models_per_worker"]) == (0.05, 3)
     assert scenario.policies(PolicyKind.SCHEDULER)[0].label == "rr"
+    assert not scenario.policies(PolicyKind.ROUTER)[0].options.model_dump()["replacement"]
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,16 @@ def test_the_bound_is_reached_by_a_call_alone() -> None:
     assert 0.95 * run["expert_stage_s"] <= run["lower_bound_s"] <= run["expert_stage_s"]
 
 
+def test_speedups_are_over_the_policy_whatever_its_label() -> None:
+    overrides = [*QUICK, "schedulers=[{round_robin: {label: rr}}, greedy]", "gates=[{always: {label: full}}]"]
+    for run in simulate(load_scenario(PAPER, overrides)).runs:
+        assert run.metrics["delta_pp_ci95"] == [0.0, 0.0]
+        if run.scheduler == "rr":
+            assert run.metrics["speedup"] == run.metrics["end_to_end_speedup"] == 1.0
+        else:
+            assert run.metrics["expert_stage_speedup"] > 1
+
+
 def test_cancelling_saves_time_and_is_bounded_by_what_finished() -> None:
     plain, saving = (
         simulate(
@@ -189,6 +199,9 @@ def test_sampled_failures_are_seeded_and_survived() -> None:
         (["engine.version=vllm-v2"], ProfileError, "unknown engine 'vllm-v2'"),
         (["workload.calibration={questions: 9999}"], ScenarioError, "calibration takes 9,999 questions"),
         (["workload.k=4"], MosaicsimError, ""),
+        (["workload.questions=99999"], ScenarioError, "workload.questions: 99,999, but"),
+        (["experts.Gema.model=gemma-2-9b"], ScenarioError, "experts.Gema: the trace has no such expert (did you mean 'Gemma'?)"),
+        (["experts.Gemma.model=qwen2.5-32b", "cluster.hosts.0.device=l40s"], ProfileError, "experts.Gemma: qwen2.5-32b on l40s: weights of"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_said(overrides: list[str], error: type[Exception], said: str) -> None:

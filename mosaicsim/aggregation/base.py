@@ -8,8 +8,8 @@ from enum import Enum
 from typing import ClassVar, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from mosaicsim.validation import StrictModel
 from mosaicsim.workload.calls import Ints
 
 ASK = -2
@@ -32,10 +32,8 @@ class Decision:
     answer: int = ASK
 
 
-class GateOptions(BaseModel):
+class GateOptions(StrictModel):
     """Options every gate takes; a gate subclasses it with its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label: str | None = None
     """Name of this entry in tables and results; made from the gate's name and options unless given."""

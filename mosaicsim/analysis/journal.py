@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -54,13 +55,16 @@ class Journal:
         return len(list(self.folder.glob("*.npz")))
 
     def find(self, number: int) -> Run | None:
-        """The run of that number in the study, if it had finished."""
+        """The run of that number in the study, if it had finished and can be read."""
         path = self.folder / f"{number}.npz"
         if self._fresh or not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            facts = json.loads(str(stored["facts"]))
-            return Run(**facts, calls=_columns(stored, "calls"), timeline=_columns(stored, "timeline"))
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                facts = json.loads(str(stored["facts"]))
+                return Run(**facts, calls=_columns(stored, "calls"), timeline=_columns(stored, "timeline"))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return None  # damaged: it is run again
 
     def keep(self, number: int, run: Run) -> None:
         """Write a finished run; it appears whole or not at all."""

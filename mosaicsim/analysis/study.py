@@ -26,7 +26,7 @@ from mosaicsim.analysis.metrics import (
     worker_intervals,
 )
 from mosaicsim.analysis.result import BASELINE, Result, Run
-from mosaicsim.errors import InfeasibleError
+from mosaicsim.errors import InfeasibleError, ScenarioError, nearest
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.simulated import SessionCache, SimulatedExecutor
@@ -48,6 +48,9 @@ from mosaicsim.streams import Streams
 from mosaicsim.workload.build import build_workload
 from mosaicsim.workload.calls import Bools, Ints, Workload
 from mosaicsim.workload.trace import Trace, read_trace
+
+UNGATED = "always"
+"""The gate that end-to-end speedups are measured without."""
 
 Progress = Callable[[int, int, str], None]
 """Told (runs done, runs in all, what is next)."""
@@ -86,7 +89,7 @@ def simulate(
                         journal.keep(len(runs), run)
                 runs.append(run)
     progress(total, total, "done")
-    _add_speedups(runs)
+    _add_speedups(runs, _label_of(schedulers, BASELINE), _label_of(gates, UNGATED))
     return Result(
         scenario=resolved(scenario),
         summary=_summary(scenario, runs, workloads),
@@ -115,6 +118,12 @@ def _replicate(scenario: Scenario, fleet: Fleet, trace: Trace, number: int) -> R
         aggregator_calls=scenario.workload.aggregator_calls,
         rng_streams=streams,
     )
+    for name in scenario.experts:
+        if name not in workload.experts:
+            raise ScenarioError(
+                f"experts.{name}: the trace has no such expert{nearest(name, workload.experts)}; "
+                f"it has {', '.join(workload.experts)}"
+            )
     replicate = Replicate(fleet, workload, streams, number)
     for i, scheduler in enumerate(scenario.policies(PolicyKind.SCHEDULER)):
         replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
@@ -242,6 +251,8 @@ class Replicate:
         stage_s = orchestrator.expert_stage_s
         correct = question_correct(workload, orchestrator.accepted, log.status)
         delta, interval = paired_delta(correct, workload.aggregator.correct)
+        if (orchestrator.accepted == ASK).all():
+            interval = 0.0, 0.0  # compared with itself
         bound = self._bound(log.status[:n] == FINISHED)
         busy = busy_s(worker_intervals(log, "expert", n_workers))
         by_state = gpu_time(log, n_workers, makespan)
@@ -283,12 +294,17 @@ class Replicate:
         )
 
 
-def _add_speedups(runs: Sequence[Run]) -> None:
-    """Ratios over round_robin of the same replicate: expert stage, same gate, and without any gate."""
-    baseline = {(r.replicate, r.gate): r.metrics for r in runs if r.scheduler == BASELINE}
+def _label_of(policies: Sequence[Policy], name: str) -> str | None:
+    """What the first policy of that name is called in this study."""
+    return next((p.label for p in policies if p.name == name), None)
+
+
+def _add_speedups(runs: Sequence[Run], scheduler: str | None, ungated_gate: str | None) -> None:
+    """Ratios over the baseline of the same replicate: expert stage, same gate, and without any gate."""
+    baseline = {(r.replicate, r.gate): r.metrics for r in runs if r.scheduler == scheduler}
     for run in runs:
         same = baseline.get((run.replicate, run.gate))
-        ungated = baseline.get((run.replicate, "always"))
+        ungated = baseline.get((run.replicate, ungated_gate or ""))
         run.metrics["expert_stage_speedup"] = same and same["expert_stage_s"] / run.metrics["expert_stage_s"]
         run.metrics["speedup"] = same and same["makespan_s"] / run.metrics["makespan_s"]
         run.metrics["end_to_end_speedup"] = ungated and ungated["makespan_s"] / run.metrics["makespan_s"]

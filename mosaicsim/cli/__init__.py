@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 from importlib import import_module
 
@@ -50,10 +53,23 @@ def cli() -> None:
     """Schedule Mixture-of-Agents workloads over a few GPUs, and see where the GPUs idle."""
 
 
+def _interrupt(interrupted: list[int]) -> None:
+    interrupted.append(1)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Entry point: errors in one line, exit codes 0 ok, 1 failed, 2 usage, 3 a stated threshold missed."""
+    """Entry point: errors in one line, exit codes 0 ok, 1 failed, 2 wrong input."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    interrupted: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: _interrupt(interrupted))
     try:
         code = cli(standalone_mode=False)
+        sys.stdout.flush()
+        if interrupted:  # the exception came up where Python cannot pass it on
+            raise KeyboardInterrupt
     except MosaicsimError as error:
         click.echo(f"mosaicsim: {error}", err=True)
         sys.exit(error.exit_code)
@@ -62,6 +78,15 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("mosaicsim: interrupted", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"mosaicsim: cannot write to standard output: {error.strerror}", err=True)
         sys.exit(1)
     # click returns the code a verb exits with instead of raising it
     sys.exit(code if isinstance(code, int) else 0)

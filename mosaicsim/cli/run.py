@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from mosaicsim.errors import MosaicsimError
+from mosaicsim.errors import InfeasibleError, MosaicsimError, ProfileError, ScenarioError
+
+
+@contextmanager
+def named(scenario: Path) -> Iterator[None]:
+    """Say which scenario is meant where an error speaks of its keys only."""
+    try:
+        yield
+    except (ScenarioError, ProfileError, InfeasibleError) as error:
+        raise type(error)(f"{scenario}: {error}") from error
 
 
 @click.command()
@@ -40,7 +51,8 @@ def run(
     if dry_run:
         from mosaicsim.analysis.study import check
 
-        check(study)
+        with named(scenario):
+            check(study)
         click.echo(dump_scenario(study), nl=False)
         return
 
@@ -57,7 +69,7 @@ def run(
         check_writable(folder)
         journal = Journal(folder, study, resume=resume)
     try:
-        with show_progress(enabled=not quiet) as progress:
+        with show_progress(enabled=not quiet) as progress, named(scenario):
             result = simulate(study, progress, journal)
         if folder is not None:
             write_result(result, folder, plots=plots)

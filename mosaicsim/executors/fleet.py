@@ -91,7 +91,8 @@ class Fleet:
                 timing=section.timing,
             )
         except ProfileError as error:
-            raise ProfileError(f"{where}: {error}") from None
+            alone = "; an expert runs on one GPU, take a larger one" if "do not fit" in str(error) else ""
+            raise ProfileError(f"{where}: {error}{alone if name != AGGREGATOR else ''}") from None
 
     def _aggregator_speed(self, island: tuple[int, ...]) -> float:
         """Decode sequences a second of a full batch; 0 where the island is too small for an instance."""

@@ -34,6 +34,8 @@ CALLS, TIMELINE, WORKLOAD, PLOTS = "calls.parquet", "timeline.parquet", "workloa
 ENTRIES = frozenset((SCENARIO, SUMMARY, WALL, CALLS, TIMELINE, WORKLOAD, PLOTS))
 """What a result folder holds; a folder with anything else in it is never replaced."""
 
+_DRAWN = (".png", ".svg", ".pdf")
+
 
 def check_writable(folder: Path) -> None:
     """Find out, before a long run, whether ``folder`` can be written. Raises OutputError."""
@@ -84,6 +86,7 @@ def summary_text(result: Result) -> str:
 def read_result(folder: Path) -> Result:
     """Read a result folder back, all but the workloads' calibration calls. Raises UserInputError."""
     import pyarrow as pa
+    import yaml
 
     missing = sorted(name for name in ENTRIES - {PLOTS, WALL} if not (folder / name).is_file())
     if missing:
@@ -91,7 +94,15 @@ def read_result(folder: Path) -> Result:
         raise UserInputError(f"{folder}: not a result folder of `mosaicsim run`: {what}")
     try:
         return _read_files(folder)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        yaml.YAMLError,
+        pa.ArrowException,
+    ) as error:
         problem = str(error).partition("\n")[0]
         raise UserInputError(f"{folder}: damaged result folder: {type(error).__name__}: {problem}") from error
 
@@ -108,6 +119,9 @@ def _target(folder: Path) -> Path:
         raise OutputError(
             f"{folder}: holds '{min(held)}' and no result of mosaicsim; give an empty or new folder"
         )
+    plots = target / PLOTS
+    drawn = {p.name for p in plots.iterdir() if p.suffix not in _DRAWN} if plots.is_dir() else set()
+    held |= {f"{PLOTS}/{name}" for name in drawn}
     if held - ENTRIES:
         raise OutputError(
             f"{folder}: holds '{min(held - ENTRIES)}', which mosaicsim did not write, beside a result; "

@@ -95,6 +95,8 @@ class Orchestrator:
             self._alive.add(event.worker)
             worker, lost_at, _ = next(d for d in reversed(self.log.down) if d[0] == event.worker)
             self.log.down[self.log.down.index((worker, lost_at, inf))] = (worker, lost_at, event.at_s)
+            if len(self._stranded) or any(self._queues.values()):
+                self._strand_queued()
             self._place_stranded(event.at_s)
 
     # expert stage
@@ -231,6 +233,13 @@ class Orchestrator:
                     if call in self._stranded:
                         self.log.cancel_unstarted(call, event.at_s)
         self._place_stranded(event.at_s)
+
+    def _strand_queued(self) -> None:
+        """Take back every session that has not started, so that a worker that is back gets its part."""
+        queued = [s.call_ids for queue in self._queues.values() for s in queue]
+        self._stranded = np.concatenate([self._stranded, *queued])
+        for queue in self._queues.values():
+            queue.clear()
 
     def _place_stranded(self, now: float) -> None:
         """Plan the calls no worker has, over the workers alive, behind what these already have to do."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mosaicsim.errors import MosaicsimError
+from mosaicsim.validation import StrictModel
 from mosaicsim.workload.calls import CallTable, Floats, Ints
 
 
@@ -119,10 +120,8 @@ class Plan:
     info: dict[str, float | int | str] = field(default_factory=dict)
 
 
-class SchedulerOptions(BaseModel):
+class SchedulerOptions(StrictModel):
     """Options every scheduler takes; a policy subclasses it with its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     label: str | None = Field(
         None, description="name of this entry in tables and results; null: the policy's own"

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from mosaicsim.errors import ScenarioError, TraceError
+from mosaicsim.validation import StrictModel
 from mosaicsim.workload.aggregator_model import model_aggregator
 from mosaicsim.workload.block import Block, Columns, load_block, occurrence, pick
 from mosaicsim.workload.calls import AggregatorCalls, Bools, Calibration, CallTable, Ints, Outcomes, Workload
@@ -23,13 +24,11 @@ AggregatorSource = Literal["auto", "recorded", "modelled"]
 RngStreams = Callable[[str], np.random.Generator]
 
 
-class CalibrationSpec(BaseModel):
+class CalibrationSpec(StrictModel):
     """Where the calibration questions come from: exactly one of another trace, a number, or a share.
 
     A number or share is split off the workload's own trace at random; those questions are not evaluated.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     trace: str | None = None
     questions: Annotated[int, Field(ge=1)] | None = None

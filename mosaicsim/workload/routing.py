@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from mosaicsim.errors import ScenarioError, TraceError, nearest
+from mosaicsim.validation import StrictModel
 from mosaicsim.workload.calls import Floats, Ints
 from mosaicsim.workload.dealing import deal, draw_weighted, whole_slots
 
@@ -47,10 +48,8 @@ class RoutingInput:
         return self.n_questions * self.k
 
 
-class RouterOptions(BaseModel):
+class RouterOptions(StrictModel):
     """Base of every router's options."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DrawOptions(RouterOptions):

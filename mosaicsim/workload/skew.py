@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from mosaicsim.errors import ScenarioError, nearest
+from mosaicsim.validation import StrictModel
 from mosaicsim.workload.calls import Floats, Ints
 from mosaicsim.workload.validate import MAX_TOKENS
 
@@ -16,13 +17,11 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class LengthSkew(BaseModel):
+class LengthSkew(StrictModel):
     """What to do to output lengths: one number for the whole pool, or a number an expert (others unchanged).
 
     Lengths only: answers and grades stay as they are, so that a comparison isolates the lengths.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     mean_ratio: PositiveFloat | dict[str, PositiveFloat] = 1.0
     """New mean over old, before loops and the cap."""

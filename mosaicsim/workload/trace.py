@@ -218,6 +218,7 @@ def write_trace(path: str | os.PathLike[str], table: pa.Table, metadata: TraceMe
     Raises TraceError: wrong columns or impossible values; OutputError: the file cannot be written.
     """
     path = os.fspath(path)
+    _refuse_to_replace(path)
     _check_schema(path, pa.schema([pa.field(f.name, _plain(f.type)) for f in table.schema]))
     trace = as_trace(table, metadata, path)
     trace = replace(trace, metadata=replace(metadata, content_hash=content_hash(trace.table)))
@@ -238,6 +239,21 @@ def write_trace(path: str | os.PathLike[str], table: pa.Table, metadata: TraceMe
                 os.unlink(temporary)
         raise OutputError(f"{path}: cannot write the trace: {error.strerror or error}") from error
     return trace
+
+
+def _refuse_to_replace(path: str) -> None:
+    """Raise OutputError where something stands that is not a Parquet file: it may be the user's only copy."""
+    if not os.path.lexists(path):
+        return
+    if not os.path.isfile(path):
+        raise OutputError(f"{path}: cannot write the trace: there is something that is no file")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot write the trace: {error.strerror}") from None
+    if head not in (b"", b"PAR1"):
+        raise OutputError(f"{path}: holds something else than a trace and is not replaced; give another name")
 
 
 def as_trace(table: pa.Table, metadata: TraceMetadata, path: str | None = None) -> Trace:
