@@ -211,6 +211,8 @@ def _footnotes(result: Result, rows: list[Row], spread: bool) -> list[str]:
     notes.append(
         "idle: GPU time of the expert stage · pred. error: its forecast by the scheduler over what it took"
     )
+    if any(run.metrics.get("replanned") for run in result.runs):
+        notes.append("workers were lost on the way: what was replanned is in summary.json, `replanned`")
     if any(row.sees_lengths for row in rows):
         notes.append("† is shown the true output lengths: a yardstick, not a schedule one can run")
     if any("‡" in header for header in _headers(result)):

@@ -53,8 +53,11 @@ def save_to(path: Path, draw: partial[Axes]) -> Path:
 
 
 def _plots(result: Result) -> Iterator[tuple[str, partial[Axes]]]:
+    slugs: list[str] = []
     for gate in gates_of(result):
-        yield f"gantt-{_slug(gate)}", partial(gantt, result, gate=gate)
+        slugs.append(_slug(gate))
+        twin = f"-{slugs.count(slugs[-1])}" if slugs.count(slugs[-1]) > 1 else ""
+        yield f"gantt-{slugs[-1]}{twin}", partial(gantt, result, gate=gate)
     yield "gpu_time", partial(gpu_time, result)
     if {BASELINE} < {run.scheduler for run in result.runs}:
         yield "speedup", partial(speedups, result)

@@ -200,6 +200,8 @@ def read_trace(path: str | os.PathLike[str], *, check: bool = True) -> Trace:
         found = content_hash(table)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if path.removesuffix(".gz").endswith((".csv", ".jsonl", ".json")):
+            raise TraceError(f"{path}: is no trace yet; make one with `mosaicsim trace import`") from error
         raise TraceError(f"{path}: not a readable Parquet file (truncated or damaged?): {reason}") from error
     if found != metadata.content_hash:
         raise TraceError(
