@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mosaicsim.errors import InfeasibleError, MosaicsimError
 from mosaicsim.executors.engine import EngineConfig
+from mosaicsim.executors.session import EngineSpec
 from mosaicsim.executors.simulated import (
-    EngineSpec,
     Failure,
     SessionCache,
     SimulatedCluster,

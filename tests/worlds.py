@@ -10,7 +10,8 @@ import numpy as np
 from mosaicsim.aggregation.registry import create as create_gate
 from mosaicsim.executors.engine import EngineConfig
 from mosaicsim.executors.profiling import profile_sessions
-from mosaicsim.executors.simulated import EngineSpec, Failure, SimulatedCluster, SimulatedExecutor
+from mosaicsim.executors.session import EngineSpec
+from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
 from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
 from mosaicsim.runtime.orchestrator import AGGREGATOR, Orchestrator
 from mosaicsim.runtime.pool import Pool

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from mosaicsim.errors import ProfileError, ScenarioError, nearest
 from mosaicsim.executors.engine import EngineConfig
-from mosaicsim.executors.simulated import EngineSpec, Failure, SimulatedCluster
+from mosaicsim.executors.session import EngineSpec
+from mosaicsim.executors.simulated import Failure, SimulatedCluster
 from mosaicsim.hardware.catalog import Catalog, load_catalog
 from mosaicsim.hardware.cluster import Cluster, Host, Worker
 from mosaicsim.hardware.latency import HostOverhead

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mosaicsim.executors.engine import Engine
-from mosaicsim.executors.simulated import EngineSpec
+from mosaicsim.executors.session import EngineSpec
 from mosaicsim.schedulers.base import SessionCost
 from mosaicsim.workload.calls import Ints
 

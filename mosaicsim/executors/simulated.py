@@ -18,8 +18,8 @@ import simpy
 from mosaicsim.errors import InfeasibleError, MosaicsimError
 from mosaicsim.executors.base import Handler
 from mosaicsim.executors.disk import Disk
-from mosaicsim.executors.engine import Engine, EngineConfig
-from mosaicsim.hardware.latency import StepTables
+from mosaicsim.executors.engine import Engine
+from mosaicsim.executors.session import EngineSpec, Session
 from mosaicsim.runtime.events import (
     CallRecords,
     CallsFinished,
@@ -35,17 +35,6 @@ from mosaicsim.workload.calls import Floats, Ints
 
 _LOST = "worker lost"
 _POKE = "something changed"
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """How one model runs on one kind of worker: the engine's settings and costs, and seconds to start it."""
-
-    config: EngineConfig
-    tables: StepTables
-    load_s: float
-    disk_s: float
-    wake_s: float
 
 
 @dataclass(frozen=True)
@@ -80,48 +69,6 @@ SessionCache = dict[tuple[int, bytes], Engine]
 given the call lengths, so schedulers and gates that share a session share the work."""
 
 
-class _Session:
-    """A session in progress: its engine, and the map between engine seconds and the run's seconds."""
-
-    def __init__(self, spec: SessionSpec, costs: EngineSpec, engine: Engine, now: float) -> None:
-        self.spec = spec
-        self.costs = costs
-        self.engine = engine
-        self.ids: list[int] = []
-        self.row_of: dict[int, int] = {}
-        self.stopping = not spec.open
-        self.started = False
-        self.generating = False
-        self.load_start_s = now
-        self.process: simpy.Process | None = None
-        self._pieces: list[tuple[float, float, float]] = []
-
-    def set_rate(self, now: float, rate: float) -> None:
-        """From ``now`` on an engine second takes ``1 / rate`` seconds."""
-        self._pieces.append((self.tau(now) if self._pieces else 0.0, now, rate))
-
-    @property
-    def ready_s(self) -> float:
-        """When the model was loaded."""
-        return self._pieces[0][1]
-
-    def tau(self, now: float) -> float:
-        """Engine seconds at ``now``."""
-        tau, wall, rate = self._pieces[-1]
-        return tau + (now - wall) * rate
-
-    def wall(self, tau: float) -> float:
-        """The run's second at which the engine will have reached ``tau``."""
-        at, wall, rate = self._pieces[-1]
-        return wall + (tau - at) / rate
-
-    def walls(self, taus: Floats) -> Floats:
-        """Seconds of the run for past engine seconds, shape kept; -1 (never happened) stays -1."""
-        tau, wall, rate = np.array(self._pieces).T
-        piece = np.maximum(np.searchsorted(tau, taus, side="right") - 1, 0)
-        return np.where(taus < 0, -1.0, wall[piece] + (taus - tau[piece]) / rate[piece])
-
-
 class SimulatedExecutor:
     """Carries out sessions in virtual time; see :class:`mosaicsim.executors.base.Executor`."""
 
@@ -145,7 +92,7 @@ class SimulatedExecutor:
         self._stepping = reactive or cluster.slots > 1
         self._cache = None if self._stepping or cluster.failures else cache
         self._disks = [Disk(self.env, streams) for streams in cluster.disk_streams]
-        self._sessions: dict[int, _Session] = {}
+        self._sessions: dict[int, Session] = {}
         self._resident: dict[tuple[int, ...], list[str]] = {}
         self._asleep: set[tuple[tuple[int, ...], str]] = set()
         self._lost: set[int] = set()
@@ -172,7 +119,7 @@ class SimulatedExecutor:
         costs = self._cluster.engine_of(spec.expert, spec.workers)
         known = self._cache.get((id(costs), spec.call_ids.tobytes())) if self._cache is not None else None
         engine = known or Engine(costs.config, costs.tables, reactive=self._reactive)
-        session = _Session(spec, costs, engine, float(self.env.now))
+        session = Session(spec, costs, engine, float(self.env.now))
         if known:
             session.ids = spec.call_ids.tolist()
         else:
@@ -220,7 +167,7 @@ class SimulatedExecutor:
         if self._handler.finished and not self._finished.triggered:
             self._finished.succeed()
 
-    def _live(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+    def _live(self, session: Session) -> Generator[simpy.Event, Any, None]:
         """A session from load to end; a lost worker ends it early."""
         spec = session.spec
         if spec.session not in self._sessions:
@@ -243,7 +190,7 @@ class SimulatedExecutor:
         self._report(session)
         self._emit(SessionEnded(float(self.env.now), spec.session, self._usage(session)))
 
-    def _load(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+    def _load(self, session: Session) -> Generator[simpy.Event, Any, None]:
         """Take the workers' memory and bring the model there: resident, woken or from disk."""
         spec, costs = session.spec, session.costs
         resident = self._resident.get(spec.workers, [])
@@ -272,7 +219,7 @@ class SimulatedExecutor:
             elif set(holders) & set(workers):
                 del self._resident[holders]
 
-    def _enqueue(self, session: _Session, spec: SessionSpec, tau: float) -> None:
+    def _enqueue(self, session: Session, spec: SessionSpec, tau: float) -> None:
         ids = spec.call_ids.tolist()
         try:
             rows = session.engine.add(
@@ -286,7 +233,7 @@ class SimulatedExecutor:
         session.ids.extend(ids)
         session.row_of.update(zip(ids, rows, strict=True))
 
-    def _run_through(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+    def _run_through(self, session: Session) -> Generator[simpy.Event, Any, None]:
         """Run the engine to its end, or to the failure of a worker, and sleep until then."""
         fails_at = min(self._next_failure[w] for w in session.spec.workers)
         if session.engine.advance(session.tau(fails_at)) < inf:
@@ -295,7 +242,7 @@ class SimulatedExecutor:
             self._cache[id(session.costs), session.spec.call_ids.tobytes()] = session.engine
         yield self.env.timeout(max(0.0, session.wall(session.engine.clock) - self.env.now))
 
-    def _step(self, session: _Session) -> Generator[simpy.Event, Any, None]:
+    def _step(self, session: Session) -> Generator[simpy.Event, Any, None]:
         """Advance the engine span by span, so that commands meet it where it is."""
         engine, leave = session.engine, 0.0
         while True:
@@ -316,7 +263,7 @@ class SimulatedExecutor:
                     raise
                 leave = session.tau(float(self.env.now))
 
-    def _poke(self, session: _Session) -> None:
+    def _poke(self, session: Session) -> None:
         if session.generating and session.process is not self.env.active_process and session.process:
             session.process.interrupt(_POKE)
 
@@ -329,7 +276,7 @@ class SimulatedExecutor:
             session.set_rate(float(self.env.now), 1 / len(sharing))
             self._poke(session)
 
-    def _report(self, session: _Session) -> None:
+    def _report(self, session: Session) -> None:
         """Tell the orchestrator which calls ended and were not told of yet."""
         engine = session.engine
         if self._reactive:
@@ -340,7 +287,7 @@ class SimulatedExecutor:
         if rows:
             self._emit(CallsFinished(float(self.env.now), session.spec.session, self._records(session, rows)))
 
-    def _records(self, session: _Session, rows: list[int]) -> CallRecords:
+    def _records(self, session: Session, rows: list[int]) -> CallRecords:
         engine = session.engine
 
         def seconds(column: list[float]) -> Floats:
@@ -356,7 +303,7 @@ class SimulatedExecutor:
             cancelled=np.array([row in engine.cancelled for row in rows], np.bool_),
         )
 
-    def _usage(self, session: _Session, *, lost: bool = False) -> SessionUsage:
+    def _usage(self, session: Session, *, lost: bool = False) -> SessionUsage:
         now, stats = float(self.env.now), session.engine.stats
         ready = session.ready_s if session.generating else now
         tail = float(session.walls(np.array([stats.tail_since]))[0]) if stats.tail_since < inf else now

@@ -1,0 +1,66 @@
+"""A simulated session: its engine, and the map between the engine's seconds and the run's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from mosaicsim.executors.engine import Engine, EngineConfig
+from mosaicsim.hardware.latency import StepTables
+from mosaicsim.runtime.events import SessionSpec
+from mosaicsim.workload.calls import Floats
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How one model runs on one kind of worker: the engine's settings and costs, and seconds to start it."""
+
+    config: EngineConfig
+    tables: StepTables
+    load_s: float
+    disk_s: float
+    wake_s: float
+
+
+class Session:
+    """A session in progress: its engine, and the map between engine seconds and the run's seconds."""
+
+    def __init__(self, spec: SessionSpec, costs: EngineSpec, engine: Engine, now: float) -> None:
+        self.spec = spec
+        self.costs = costs
+        self.engine = engine
+        self.ids: list[int] = []
+        self.row_of: dict[int, int] = {}
+        self.stopping = not spec.open
+        self.started = False
+        self.generating = False
+        self.load_start_s = now
+        self.process: simpy.Process | None = None
+        self._pieces: list[tuple[float, float, float]] = []
+
+    def set_rate(self, now: float, rate: float) -> None:
+        """From ``now`` on an engine second takes ``1 / rate`` seconds."""
+        self._pieces.append((self.tau(now) if self._pieces else 0.0, now, rate))
+
+    @property
+    def ready_s(self) -> float:
+        """When the model was loaded."""
+        return self._pieces[0][1]
+
+    def tau(self, now: float) -> float:
+        """Engine seconds at ``now``."""
+        tau, wall, rate = self._pieces[-1]
+        return tau + (now - wall) * rate
+
+    def wall(self, tau: float) -> float:
+        """The run's second at which the engine will have reached ``tau``."""
+        at, wall, rate = self._pieces[-1]
+        return wall + (tau - at) / rate
+
+    def walls(self, taus: Floats) -> Floats:
+        """Seconds of the run for past engine seconds, shape kept; -1 (never happened) stays -1."""
+        tau, wall, rate = np.array(self._pieces).T
+        piece = np.maximum(np.searchsorted(tau, taus, side="right") - 1, 0)
+        return np.where(taus < 0, -1.0, wall[piece] + (taus - tau[piece]) / rate[piece])
