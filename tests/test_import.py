@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -118,16 +119,18 @@ def test_questions_graded_by_two_gold_answers(tmp_path: pathlib.Path) -> None:
         "q3,toy,law,r1,reasoning,75,90,D,A,0,0,x",
     ]
     path = save(tmp_path / "block.csv", contradicted)
-    with pytest.raises(
-        TraceError, match=r"1 of 3 questions .* gold answers, e.g. 'q3'; '--conflicting drop'"
-    ):
-        load(path)
-    trace = load(path, drop_conflicting=True)
+    told = r"1 of 3 questions are graded by different gold answers, e\.g\. 'q3' \('--conflicting drop'"
+    with pytest.raises(TraceError, match=told):
+        load(path, conflicting="error")
+    kept = load(path)
+    assert kept.questions == ("q1", "q2", "q3")
+    assert re.match(told, kept.metadata.provenance.notes[-1])
+    trace = load(path, conflicting="drop")
     assert trace.questions == ("q1", "q2")
     assert trace.metadata.provenance.notes[-1] == "1 of 3 questions dropped: graded by different gold answers"
     bare = [row.replace(",D,A,", ",C,A,") for row in contradicted]
     path = save(path, bare, HEADER.replace("gold", "unread"))
-    assert load(path, drop_conflicting=True).questions == ("q1", "q2")
+    assert load(path, conflicting="drop").questions == ("q1", "q2")
     out = tmp_path / "out.parquet"
     assert run("import", path, "-o", out, "--conflicting", "drop").exit_code == 0
     assert read_trace(str(out)).metadata.provenance.command.endswith("--conflicting drop")

@@ -55,7 +55,7 @@ def scenario(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder, name = tmp_path_factory.mktemp("real"), request.param
     shipped = ROOT / "scenarios" / f"{name}.yaml"
     block(folder / "block.csv", list(load_scenario(shipped).experts), CATEGORIES[name])
-    trace = import_trace(str(folder / "block.csv"), ImportOptions(drop_conflicting=True))
+    trace = import_trace(str(folder / "block.csv"), ImportOptions(conflicting="drop"))
     write_trace(str(folder / "block.parquet"), trace.table, trace.metadata)
     return load_scenario(shipped, [f"workload.trace={folder / 'block.parquet'}", "replicates=1"])
 

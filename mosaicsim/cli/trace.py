@@ -71,8 +71,8 @@ def trace() -> None:
 )
 @click.option(
     "--conflicting",
-    type=click.Choice(["error", "drop"]),
-    default="error",
+    type=click.Choice(["keep", "drop", "error"]),
+    default="keep",
     show_default=True,
     help="What to do with questions that were graded by different gold answers.",
 )
@@ -106,7 +106,7 @@ def import_(
         visible_tokens=constant,
         aggregator=aggregator,
         drop_incomplete=incomplete == "drop",
-        drop_conflicting=conflicting == "drop",
+        conflicting=conflicting,
     )
     options = replace(options, command=_command(file, output, options))
     imported = import_trace(file, options)
@@ -176,7 +176,7 @@ def _command(file: str, output: str, options: ImportOptions) -> str:
         parts += ["--visible-tokens", str(options.visible_tokens)]
     parts += [] if options.aggregator is None else ["--aggregator", options.aggregator]
     parts += ["--incomplete", "drop"] if options.drop_incomplete else []
-    return shlex.join([*parts, "--conflicting", "drop"] if options.drop_conflicting else parts)
+    return shlex.join([*parts, "--conflicting", "drop"] if options.conflicting == "drop" else parts)
 
 
 def _basename(path: str) -> str:

@@ -49,7 +49,8 @@ class ImportOptions:
     ``columns`` maps trace columns (or :data:`EXTRA`) to the file's; ``dataset`` is used where the file has
     no such column; ``exclude`` leaves out experts; ``reasoning`` adds experts that think first;
     ``aggregator`` is the expert whose rows are the aggregator's; ``drop_incomplete`` leaves out questions
-    that some expert has not answered, ``drop_conflicting`` those graded by different gold answers.
+    that some expert has not answered; ``conflicting`` (keep, drop or error) is about questions graded by
+    different gold answers.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class ImportOptions:
     visible_tokens: int = REASONING_VISIBLE_TOKENS
     aggregator: str | None = None
     drop_incomplete: bool = False
-    drop_conflicting: bool = False
+    conflicting: str = "keep"
     command: str = ""
 
 
@@ -101,7 +102,7 @@ def import_trace(path: str, options: ImportOptions) -> Trace:
     return usable_questions(
         trace,
         None if gold is None else gold.codes,
-        drop_conflicting=options.drop_conflicting,
+        conflicting=options.conflicting,
         drop_incomplete=options.drop_incomplete,
     )
 

@@ -17,18 +17,20 @@ from mosaicsim.workload.calls import Bools, Ints
 from mosaicsim.workload.trace import Trace, as_trace
 
 
-def usable_questions(
-    trace: Trace, gold: Ints | None, *, drop_conflicting: bool, drop_incomplete: bool
-) -> Trace:
+def usable_questions(trace: Trace, gold: Ints | None, *, conflicting: str, drop_incomplete: bool) -> Trace:
     """The trace without questions that cannot be used; one with a recorded routing may lack rows.
 
-    ``gold`` (rows,) codes each row's gold answer, -1 where unknown. Raises TraceError: there are such
-    questions and they are not to be dropped, or no question is left.
+    ``gold`` (rows,) codes each row's gold answer, -1 where unknown. Questions graded by different gold
+    answers are kept with a note, dropped, or an error, as ``conflicting`` says. Raises TraceError: there are
+    questions that cannot be used and are not to be dropped, or no question is left.
     """
-    conflicting = conflicting_questions(trace, gold)
-    if conflicting.any() and not drop_conflicting:
-        raise TraceError(_describe_conflicting(trace, conflicting))
-    trace = _without(trace, conflicting, "graded by different gold answers")
+    contested = conflicting_questions(trace, gold)
+    if contested.any() and conflicting == "error":
+        raise TraceError(f"{trace.where()}: {_describe_conflicting(trace, contested)}")
+    if conflicting == "drop":
+        trace = _without(trace, contested, "graded by different gold answers")
+    elif contested.any():
+        trace = _noted(trace, f"{_describe_conflicting(trace, contested)}; kept")
     if not trace.nulls("slot").all():
         return trace
     lacking = incomplete_questions(trace)
@@ -72,17 +74,20 @@ def _without(trace: Trace, questions: Bools, why: str) -> Trace:
     if questions.all():
         raise TraceError(f"{trace.where()}: no question is left: {why}")
     table = trace.table.filter(pa.array(~questions[trace.codes("question_id")]))
-    note = f"{int(questions.sum())} of {len(questions)} questions dropped: {why}"
+    kept = as_trace(table, trace.metadata, trace.path)
+    return _noted(kept, f"{int(questions.sum())} of {len(questions)} questions dropped: {why}")
+
+
+def _noted(trace: Trace, note: str) -> Trace:
     provenance = trace.metadata.provenance
     provenance = provenance.model_copy(update={"notes": (*provenance.notes, note)})
-    return as_trace(table, replace(trace.metadata, provenance=provenance), trace.path)
+    return as_trace(trace.table, replace(trace.metadata, provenance=provenance), trace.path)
 
 
 def _describe_conflicting(trace: Trace, conflicting: Bools) -> str:
     return (
-        f"{trace.where()}: {int(conflicting.sum())} of {len(conflicting)} questions are graded by different "
-        f"gold answers, e.g. '{trace.questions[int(np.argmax(conflicting))]}'; "
-        "'--conflicting drop' leaves them out"
+        f"{int(conflicting.sum())} of {len(conflicting)} questions are graded by different gold answers, "
+        f"e.g. '{trace.questions[int(np.argmax(conflicting))]}' ('--conflicting drop' leaves them out)"
     )
 
 
