@@ -87,7 +87,8 @@ def test_a_damaged_run_is_run_again(scenario: Scenario, tmp_path: Path) -> None:
     assert Journal(tmp_path / "out", scenario, resume=True).find(1) is not None
 
 
-def test_ctrl_c_and_resume_from_the_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_resume_from_the_command_line(tmp_path: Path, request_to_stop: signal.Signals) -> None:
     out = tmp_path / "out"
     command = [
         sys.executable,
@@ -104,7 +105,7 @@ def test_ctrl_c_and_resume_from_the_command_line(tmp_path: Path) -> None:
     give_up = time.monotonic() + 60
     while len(list(journal.glob("*.npz"))) < 3 and time.monotonic() < give_up:
         time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(request_to_stop)
     _, told = running.communicate(timeout=60)
     assert running.returncode == 1
     assert "--resume" in told

@@ -64,7 +64,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     interrupted: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: _interrupt(interrupted))
+    for request in (signal.SIGINT, signal.SIGTERM):  # both clean up on their way out
+        signal.signal(request, lambda number, frame: _interrupt(interrupted))
     try:
         code = cli(standalone_mode=False)
         sys.stdout.flush()
