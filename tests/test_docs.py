@@ -15,7 +15,7 @@ from mosaicsim.analysis.study import simulate
 from mosaicsim.scenario import load_scenario
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("[!.]*/README.md"))]
 SETS_UP = "python3 -m venv"
 NEEDS_FILES = "traces/imported"
 """Commands on public data that a reader fetches first: not part of the repository."""
