@@ -14,8 +14,8 @@ from importlib.metadata import version
 from typing import Any
 
 # Installed only in the peer's venv, so mypy cannot see it from ours.
-from dynamo.mocker import MockEngineArgs  # type: ignore[import-not-found]
-from dynamo.replay import run_trace_replay  # type: ignore[import-not-found]
+from dynamo.mocker import MockEngineArgs  # type: ignore[import-not-found]  # in the peer's venv only
+from dynamo.replay import run_trace_replay  # type: ignore[import-not-found]  # as above
 
 ONE_MICROSECOND_MS = 1e-3
 """Where a replay is cut to see what loading the trace costs: before anything has been simulated."""

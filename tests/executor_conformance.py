@@ -5,6 +5,7 @@ The suite speaks in commands and events only, so that it can be run against any 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -27,7 +28,7 @@ def session(number: int, workers: tuple[int, ...], expert: str, calls: range, **
     n = len(calls)
     groups = np.asarray(more.pop("groups", np.full(n, -1)), np.int64)
     ids = np.array(calls, np.int64)
-    return SessionSpec(number, workers, expert, ids, np.full(n, 20), groups, **more)  # type: ignore[arg-type]
+    return SessionSpec(number, workers, expert, ids, np.full(n, 20), groups, **more)  # type: ignore[arg-type]  # fields by name
 
 
 class Script:
@@ -81,20 +82,20 @@ def sessions_ended(*numbers: int) -> Callable[[Script], bool]:
     return lambda script: set(numbers) <= script.ended()
 
 
-class Conformance:
+class Conformance(ABC):
     """Subclass with ``executor(lengths, ...)``: workers 0 and 1 on one host, experts "a" and "b"."""
 
     LONG, SHORT = 200, 5
 
+    @abstractmethod
     def executor(
         self, lengths: list[int], *, failures: dict[int, tuple[float, float | None]] | None = None
     ) -> Executor:
         """An executor whose call ``i`` generates ``lengths[i]`` tokens; a worker fails ``(at_s, down_s)``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def session_seconds(self) -> float:
         """Seconds at which a lone session of LONG calls is surely generating."""
-        raise NotImplementedError
 
     def test_events_come_in_order(self) -> None:
         script = Script([session(0, (0,), "a", range(4))], sessions_ended(0))

@@ -42,7 +42,7 @@ def test_a_study_goes_on_where_it_was(
         if len(ran) == 5:
             raise KeyboardInterrupt
         ran.append(1)
-        return run_for_real(self, *policies)  # type: ignore[arg-type]
+        return run_for_real(self, *policies)  # type: ignore[arg-type]  # passed through
 
     monkeypatch.setattr(Replicate, "run", counted)
     with pytest.raises(KeyboardInterrupt):

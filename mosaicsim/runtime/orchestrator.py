@@ -32,7 +32,6 @@ from mosaicsim.workload.calls import NO_ANSWER, Ints, Workload
 AGGREGATOR = "aggregator"
 """The aggregator's name where an expert's name stands."""
 
-
 FRUITLESS_LOSSES = 200
 """So many workers lost in a row without a call finished in between: the run would never end."""
 
@@ -251,7 +250,7 @@ class Orchestrator:
                 if w.index in self._alive
             )
             problem = self._problem_of(self._stranded, workers)
-            note = f"{len(self._stranded)} calls of lost workers replanned at {now:.1f} s"
+            note = f"{len(self._stranded)} calls replanned at {now:.1f} s"
             try:
                 plan = self._scheduler.plan(problem)
             except InfeasibleError as error:

@@ -77,10 +77,6 @@ class Calibration:
     output_tokens: tuple[Ints, ...]
     prompt_tokens: tuple[Ints, ...]
 
-    def mean_output_tokens(self) -> Floats:
-        """Mean output length of each expert, shape (experts,)."""
-        return np.array([lengths.mean() for lengths in self.output_tokens])
-
 
 @dataclass(frozen=True)
 class Workload:
