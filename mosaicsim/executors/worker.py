@@ -1,0 +1,211 @@
+"""A worker process: takes commands, steps its engine, reports. It decides nothing.
+
+The engine gets no more calls than it can run at once (``max_num_seqs``); the rest wait here, in order, so
+that a queued call is cancelled for free and the coordinator knows what a dying engine can have died of.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from mosaicsim.executors.messages import (
+    AddCalls,
+    CallRequest,
+    CallResult,
+    CancelCall,
+    Command,
+    EngineTime,
+    Heartbeat,
+    Hello,
+    Message,
+    Quit,
+    Ready,
+    Results,
+    StartFailed,
+    StartSession,
+    Submitted,
+    Unload,
+    Unloaded,
+)
+from mosaicsim.executors.vllm_engine import Step, VllmEngine
+
+HEARTBEAT_S = 0.5
+
+
+class Worker:
+    """Runs sessions one after the other on the engine it holds.
+
+    Commands come from ``commands``, an ordinary queue; ``send`` takes the messages. The loop ends with Quit.
+    """
+
+    def __init__(self, commands: queue.SimpleQueue[Command], send: Callable[[Message], None]) -> None:
+        self._commands, self._send = commands, send
+        self._engine: VllmEngine | None = None
+        self._asleep: dict[str, VllmEngine] = {}
+        self._session = -1
+        self._waiting: deque[CallRequest] = deque()
+        self._solo_running = False
+        self._time = EngineTime()
+        self._spoke_s = 0.0
+
+    def run(self) -> None:
+        """Serve until told to quit."""
+        self._say(Hello(time.monotonic(), os.getpid()))
+        while True:
+            command = self._next()
+            if isinstance(command, Quit):
+                return
+            if command is not None:
+                self._obey(command)
+            elif self._engine is not None and (self._waiting or self._engine.unfinished):
+                self._advance(self._engine)
+
+    def _next(self) -> Command | None:
+        """The next command; waits for one where there is nothing to generate."""
+        busy = self._engine is not None and (self._waiting or self._engine.unfinished)
+        try:
+            if busy:
+                return self._commands.get_nowait()
+            return self._commands.get(timeout=HEARTBEAT_S)
+        except queue.Empty:
+            if not busy and self._session >= 0:
+                self._beat()
+            return None
+
+    def _obey(self, command: Command) -> None:
+        if isinstance(command, StartSession):
+            self._start(command)
+        elif isinstance(command, AddCalls) and command.session == self._session:
+            self._waiting.extend(command.calls)
+        elif isinstance(command, CancelCall) and command.session == self._session:
+            self._cancel(command.call_id)
+        elif isinstance(command, Unload):
+            self._unload()
+            self._say(Unloaded(time.monotonic()))
+
+    def _start(self, command: StartSession) -> None:
+        self._session, self._time = command.session, EngineTime()
+        self._waiting.clear()
+        if command.cores is not None:
+            os.sched_setaffinity(0, command.cores)
+        try:
+            engine = self._bring(command)
+        except Exception as error:  # whatever vLLM raises is the coordinator's to judge
+            self._say(StartFailed(time.monotonic(), command.session, _first_line(error)))
+            return
+        self._waiting.extend(command.calls)
+        self._time_mark = time.monotonic()
+        self._say(Ready(self._time_mark, command.session, engine.resolved))
+
+    def _bring(self, command: StartSession) -> VllmEngine:
+        """The engine of the session's model: still loaded, woken, or loaded anew."""
+        expert = command.engine.expert
+        if self._engine is not None and self._engine.expert != expert:
+            if command.keep_asleep:
+                self._engine.sleep()
+                self._asleep[self._engine.expert] = self._engine
+            else:
+                self._engine.close()
+            self._engine = None
+        if self._engine is None and expert in self._asleep:
+            self._engine = self._asleep.pop(expert)
+            self._engine.wake()
+        if self._engine is None:
+            self._engine = VllmEngine(command.engine)
+        return self._engine
+
+    def _unload(self) -> None:
+        self._session = -1
+        for engine in [self._engine, *self._asleep.values()]:
+            if engine is not None:
+                engine.close()
+        self._engine = None
+        self._asleep.clear()
+
+    def _cancel(self, call_id: int) -> None:
+        """Report a call that has not ended as cancelled; one that is unknown here has ended."""
+        for call in self._waiting:
+            if call.call_id == call_id:
+                self._waiting.remove(call)
+                self._report((_never_ran(call_id, "cancelled"),))
+                return
+        engine = self._engine
+        if engine is not None and engine.holds(call_id):
+            self._report((engine.cancel(call_id),))
+
+    def _advance(self, engine: VllmEngine) -> None:
+        """Feed the engine and run one iteration."""
+        rejected = self._feed(engine)
+        if rejected:
+            self._report(tuple(rejected))
+        if not engine.unfinished:
+            return
+        step = engine.step()
+        self._account(engine, step)
+        if step.results:
+            self._report(step.results)
+        elif time.monotonic() - self._spoke_s > HEARTBEAT_S:
+            self._beat()
+
+    def _feed(self, engine: VllmEngine) -> list[CallResult]:
+        """Hand over calls while the engine has a seat; a solo call gets the engine to itself."""
+        fed: list[int] = []
+        rejected: list[CallResult] = []
+        seats = engine.resolved["max_num_seqs"]
+        self._solo_running = self._solo_running and engine.unfinished > 0
+        while self._waiting and engine.unfinished < seats and not self._solo_running:
+            if self._waiting[0].solo and engine.unfinished:
+                break
+            call = self._waiting.popleft()
+            self._solo_running = call.solo
+            if call.solo:  # said before it can do harm
+                self._say(Submitted(time.monotonic(), self._session, (call.call_id,)))
+            else:
+                fed.append(call.call_id)
+            try:
+                engine.add(call)
+            except (ValueError, TypeError) as error:
+                self._solo_running = False
+                rejected.append(_never_ran(call.call_id, "error", _first_line(error)))
+        if fed:
+            self._say(Submitted(time.monotonic(), self._session, tuple(fed)))
+        return rejected
+
+    def _account(self, engine: VllmEngine, step: Step) -> None:
+        """Add the time since the last step to a state: a step that prefills counts as prefill whole."""
+        now = time.monotonic()
+        spent = now - self._time_mark
+        began, self._time_mark = self._time_mark, now
+        if step.prefilled:
+            self._time = replace(self._time, prefill_s=self._time.prefill_s + spent, tail_since_s=math.inf)
+        elif step.running < engine.resolved["max_num_seqs"] / 4 and not step.waiting and not self._waiting:
+            since = min(self._time.tail_since_s, began)
+            self._time = replace(self._time, tail_s=self._time.tail_s + spent, tail_since_s=since)
+        else:
+            self._time = replace(self._time, decode_s=self._time.decode_s + spent, tail_since_s=math.inf)
+
+    def _report(self, results: tuple[CallResult, ...]) -> None:
+        self._say(Results(time.monotonic(), self._session, results, self._time))
+
+    def _beat(self) -> None:
+        self._say(Heartbeat(time.monotonic(), self._session, self._time))
+
+    def _say(self, message: Message) -> None:
+        self._spoke_s = message.at_s
+        self._send(message)
+
+
+def _never_ran(call_id: int, reason: str, error: str = "") -> CallResult:
+    now = time.monotonic()
+    return CallResult(call_id, -1.0, -1.0, now, 0, 0, "", math.nan, reason, error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()[:300] if lines else ''}"
