@@ -80,6 +80,10 @@ class ClusterSection(StrictModel):
     experts_per_worker: Annotated[int, Field(ge=1, le=4)] = Field(
         1, description="experts that share a GPU at a time: memory split, time shared"
     )
+    workers_at_once: PositiveInt | None = Field(
+        None,
+        description="workers busy at a time, where cores or memory do not feed all; no limit by default",
+    )
     session_change: Literal["restart", "sleep"] = Field(
         "restart", description="sleep: an engine that was loaded once on a worker is woken, not loaded again"
     )

@@ -66,6 +66,60 @@ def check(orchestrator: Orchestrator, makespan: float, n_calls: int, slots: int 
         assert log.start_s[asked].min() >= log.finish_s[:n_calls].max()
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(SCHEDULERS), st.sampled_from(GATES), st.integers(1, 3), failures)
+def test_no_more_workers_are_busy_than_may_be(
+    scheduler: str, gate: tuple[str, dict[str, Any]], at_once: int, failing: dict[int, Any]
+) -> None:
+    workload = make_workload(20)
+    planned = {
+        w: [Failure(at, 5.0 if down is None else down) for at, down in sorted(plan)[:1]]
+        for w, plan in failing.items()
+    }
+    orchestrator, makespan = run(workload, scheduler, gate, at_once=at_once, failures=planned)
+    check(orchestrator, makespan, len(workload.calls))
+    edges = [(end, -1) for worker in range(3) for _, end in held(orchestrator, worker)]
+    edges += [(start, 1) for worker in range(3) for start, _ in held(orchestrator, worker)]
+    assert np.cumsum([change for _, change in sorted(edges)]).max() <= at_once
+
+
+class Cut(Exception):
+    """The run is cut short here."""
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(SCHEDULERS), st.sampled_from(GATES), st.integers(1, 60))
+def test_a_run_cut_short_goes_on_with_what_is_left(
+    scheduler: str, gate: tuple[str, dict[str, Any]], events: int
+) -> None:
+    """No call that ended is run again, none is missing, and the gate decides as it would have."""
+    workload, logs, seen = make_workload(20), [], 0
+
+    def cut(orchestrator: Orchestrator, event: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == events and not orchestrator.finished:
+            logs.append(orchestrator.log)
+            raise Cut
+
+    try:
+        run(workload, scheduler, gate, watch=cut)
+    except Cut:
+        (log,) = logs
+        before = log.status.copy()
+        times = log.finish_s.copy()
+        whole, _ = run(workload, scheduler, gate)
+        orchestrator, _ = run(workload, scheduler, gate, log=log)
+        ended = before != PENDING
+        np.testing.assert_array_equal(log.status[ended], before[ended])
+        np.testing.assert_array_equal(log.finish_s[ended], times[ended])
+        n = len(workload.calls)
+        assert (log.status[:n] != PENDING).all()
+        np.testing.assert_array_equal(orchestrator.accepted, whole.accepted)
+        asked = n + np.flatnonzero(orchestrator.accepted == ASK)
+        assert (log.status[asked] == FINISHED).all()
+
+
 def held(orchestrator: Orchestrator, worker: int) -> list[tuple[float, float]]:
     rows = [r for r in orchestrator.log.sessions.values() if worker in r.spec.workers and r.usage]
     return sorted((r.usage.load_start_s, r.usage.end_s) for r in rows if r.usage)

@@ -13,11 +13,21 @@ from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.session import EngineSpec
 from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
 from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
+from mosaicsim.runtime.events import Event
 from mosaicsim.runtime.orchestrator import AGGREGATOR, Orchestrator
 from mosaicsim.runtime.pool import Pool
+from mosaicsim.runtime.runlog import PENDING, RunLog
 from mosaicsim.schedulers.base import OracleProblem, Problem, Scheduler, WorkerView
 from mosaicsim.schedulers.registry import create
-from mosaicsim.workload.calls import AggregatorCalls, Calibration, CallTable, Ints, Outcomes, Workload
+from mosaicsim.workload.calls import (
+    NO_ANSWER,
+    AggregatorCalls,
+    Calibration,
+    CallTable,
+    Ints,
+    Outcomes,
+    Workload,
+)
 
 LATENCY = TwoRegimeLatency(0.0112, 3.3e-5, 8e-8, 0.0083, 5e-5, 5.4e-5, 8.2e-8)
 CONFIG = EngineConfig("v1", 16, 512, 16, 2000, prefix_caching=True)
@@ -79,6 +89,16 @@ def problem_maker(
     return problem_of
 
 
+class Watched(Orchestrator):
+    """An orchestrator that is looked at after every event."""
+
+    watch: Callable[[Orchestrator, Event], None]
+
+    def handle(self, event: Event) -> None:
+        super().handle(event)
+        self.watch(self, event)
+
+
 def run(
     workload: Workload,
     scheduler: str,
@@ -91,6 +111,9 @@ def run(
     failures: dict[int, list[Failure]] | None = None,
     keep_asleep: bool = False,
     reactive: bool | None = None,
+    at_once: int | None = None,
+    log: RunLog | None = None,
+    watch: Callable[[Orchestrator, Event], None] | None = None,
 ) -> tuple[Orchestrator, float]:
     """One run in simulation; returns the orchestrator and the makespan."""
     policy, judge = create(scheduler, options or {}), create_gate(*gate)
@@ -100,12 +123,18 @@ def run(
         tp,
         (tuple(range(n_workers)),),
         (1.0,),
+        at_once,
     )
     problem_of = problem_maker(workload, policy)
-    plan = policy.plan(problem_of(np.arange(len(workload.calls)), pool.workers))
-    orchestrator = Orchestrator(
-        workload, pool, plan, policy, judge, problem_of, fallback=create("greedy", {})
+    left = np.arange(len(workload.calls))
+    if log is not None:
+        left = left[log.status[left] == PENDING]
+    plan = policy.plan(problem_of(left, pool.workers))
+    orchestrator = (Watched if watch else Orchestrator)(
+        workload, pool, plan, policy, judge, problem_of, fallback=create("greedy", {}), log=log
     )
+    if isinstance(orchestrator, Watched) and watch:
+        orchestrator.watch = watch
     executor = SimulatedExecutor(
         SimulatedCluster(
             lambda name, workers: SPEC,
@@ -115,6 +144,7 @@ def run(
             failures=failures or {},
         ),
         np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens]),
+        np.concatenate([workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER)]),
         reactive=judge.cancels if reactive is None else reactive,
     )
     return orchestrator, executor.run(orchestrator)

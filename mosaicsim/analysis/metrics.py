@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mosaicsim.aggregation.base import ASK
 from mosaicsim.analysis.result import Columns
 from mosaicsim.runtime.events import SessionUsage
-from mosaicsim.runtime.runlog import CANCELLED, FINISHED, RunLog
+from mosaicsim.runtime.runlog import FINISHED, PENDING, RunLog
 from mosaicsim.workload.calls import Bools, Ints, Workload
 
 Intervals = list[tuple[float, float]]
@@ -137,7 +137,7 @@ def call_columns(log: RunLog, workload: Workload) -> Columns:
         "preemptions": log.preemptions,
         "status": log.status,
     }
-    ended = np.isin(log.status, (FINISHED, CANCELLED))
+    ended = log.status != PENDING
     return {name: column[ended] for name, column in columns.items()}
 
 

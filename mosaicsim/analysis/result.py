@@ -14,7 +14,7 @@ Columns = dict[str, npt.NDArray[Any]]
 BASELINE = "round_robin"
 """The scheduler that speedups are measured against, in scenarios that have it."""
 
-CALL_STATUS = ("finished", "cancelled")
+CALL_STATUS = ("finished", "cancelled", "failed")
 STATES = ("load", "generate", "tail")
 """Timeline states of a worker; what no interval covers is idle. ``tail`` is decode below a quarter of
 max_num_seqs with nothing waiting."""

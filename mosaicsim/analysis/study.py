@@ -46,7 +46,7 @@ from mosaicsim.schedulers.base import (
 from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.build import build_workload
-from mosaicsim.workload.calls import Bools, Ints, Workload
+from mosaicsim.workload.calls import NO_ANSWER, Bools, Ints, Workload
 from mosaicsim.workload.trace import Trace, read_trace
 
 UNGATED = "always"
@@ -155,6 +155,7 @@ class Replicate:
         executor = SimulatedExecutor(
             self._fleet.simulated(self._streams),
             np.concatenate([self.workload.outcomes.output_tokens, self.workload.aggregator.output_tokens]),
+            np.concatenate([self.workload.outcomes.answer, np.full(self.workload.n_questions, NO_ANSWER)]),
             reactive=judge.cancels,
             cache=self._sessions,
         )

@@ -43,6 +43,11 @@ class Fleet:
                 f"aggregator.tp: {scenario.aggregator.tp} GPUs of one device on one host asked for, "
                 f"the cluster has at most {largest}"
             )
+        if scenario.aggregator.tp > (scenario.cluster.workers_at_once or largest):
+            raise ScenarioError(
+                f"cluster.workers_at_once: {scenario.cluster.workers_at_once}, but an aggregator instance "
+                f"needs {scenario.aggregator.tp} workers (aggregator.tp)"
+            )
         self._slots = scenario.cluster.experts_per_worker
         self.pool = Pool(
             tuple(WorkerView(i, w.name, w.device) for i, w in enumerate(self.cluster.workers)),
@@ -50,6 +55,7 @@ class Fleet:
             scenario.aggregator.tp,
             self.cluster.islands,
             tuple(self._aggregator_speed(island) for island in self.cluster.islands),
+            scenario.cluster.workers_at_once,
         )
 
     @property

@@ -31,7 +31,7 @@ from mosaicsim.runtime.events import (
     WorkerBack,
     WorkerLost,
 )
-from mosaicsim.workload.calls import Floats, Ints
+from mosaicsim.workload.calls import NO_ANSWER, Floats, Ints
 
 _LOST = "worker lost"
 _POKE = "something changed"
@@ -76,11 +76,12 @@ class SimulatedExecutor:
         self,
         cluster: SimulatedCluster,
         output_tokens: Ints,
+        answers: Ints | None = None,
         *,
         reactive: bool = False,
         cache: SessionCache | None = None,
     ) -> None:
-        """``output_tokens[call_id]`` is the length each call turns out to have.
+        """``output_tokens[call_id]`` is the length each call turns out to have, ``answers`` its answer code.
 
         ``reactive`` is needed to cancel or add calls while a session runs. ``cache`` remembers undisturbed
         sessions from one run to the next; it must only ever see the same ``output_tokens``.
@@ -88,6 +89,7 @@ class SimulatedExecutor:
         self.env = simpy.Environment()
         self._cluster = cluster
         self._lengths = output_tokens
+        self._answers = np.full(len(output_tokens), NO_ANSWER, np.int64) if answers is None else answers
         self._reactive = reactive
         self._stepping = reactive or cluster.slots > 1
         self._cache = None if self._stepping or cluster.failures else cache
@@ -289,18 +291,22 @@ class SimulatedExecutor:
 
     def _records(self, session: Session, rows: list[int]) -> CallRecords:
         engine = session.engine
+        ids = np.array([session.ids[row] for row in rows], np.int64)
+        cancelled = np.array([row in engine.cancelled for row in rows], np.bool_)
 
         def seconds(column: list[float]) -> Floats:
             return session.walls(np.array([column[row] for row in rows], np.float64))
 
         return CallRecords(
-            call_ids=np.array([session.ids[row] for row in rows], np.int64),
+            call_ids=ids,
             start_s=seconds(engine.start),
             first_token_s=seconds(engine.first_token),
             finish_s=seconds(engine.finish),
             output_tokens=np.array([engine.tokens_generated(row) for row in rows], np.int64),
             preemptions=np.array([engine.preempted[row] for row in rows], np.int64),
-            cancelled=np.array([row in engine.cancelled for row in rows], np.bool_),
+            cancelled=cancelled,
+            failed=np.zeros(len(rows), np.bool_),
+            answer=np.where(cancelled, NO_ANSWER, self._answers[ids]),
         )
 
     def _usage(self, session: Session, *, lost: bool = False) -> SessionUsage:

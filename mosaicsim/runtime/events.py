@@ -32,8 +32,9 @@ class SessionSpec:
 class CallRecords:
     """Facts about calls that ended, one row a call; times in seconds since the run began.
 
-    ``output_tokens`` is what was generated, less than the full answer when ``cancelled``; a call cancelled
-    before it was admitted has ``start_s`` and ``first_token_s`` of -1.
+    ``output_tokens`` is what was generated, less than the full answer when ``cancelled``; a call that was
+    never admitted has ``start_s`` and ``first_token_s`` of -1. ``answer`` holds answer codes of the workload,
+    NO_ANSWER where there is none. A ``failed`` call is given up: the engine refused it, or died of it.
     """
 
     call_ids: Ints
@@ -43,6 +44,8 @@ class CallRecords:
     output_tokens: Ints
     preemptions: Ints
     cancelled: Bools
+    failed: Bools
+    answer: Ints
 
     def __len__(self) -> int:
         return len(self.call_ids)

@@ -25,9 +25,9 @@ from mosaicsim.runtime.events import (
     WorkerLost,
 )
 from mosaicsim.runtime.pool import Pool
-from mosaicsim.runtime.runlog import FINISHED, PENDING, RunLog, SessionRow
+from mosaicsim.runtime.runlog import FAILED, FINISHED, PENDING, RunLog, SessionRow
 from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, Scheduler, WorkerView, check_plan
-from mosaicsim.workload.calls import NO_ANSWER, Ints, Workload
+from mosaicsim.workload.calls import Ints, Workload
 
 AGGREGATOR = "aggregator"
 """The aggregator's name where an expert's name stands."""
@@ -48,12 +48,14 @@ class Orchestrator:
         gate: Gate,
         problem_of: Callable[[Ints, tuple[WorkerView, ...]], Problem],
         fallback: Scheduler,
+        log: RunLog | None = None,
     ) -> None:
         """``plan`` is the scheduler's for all calls. It is asked again for what a lost worker leaves.
 
-        ``fallback`` plans that where the scheduler's own constraints forbid it.
+        ``fallback`` plans that where the scheduler's own constraints forbid it. A ``log`` is that of a run
+        cut short, which goes on: calls that ended in it stay ended, and ``plan`` is for the others.
         """
-        self.log = RunLog(len(workload.calls) + workload.n_questions)
+        self.log = log or RunLog(len(workload.calls) + workload.n_questions)
         self.plan = plan
         self.expert_stage_s = 0.0
         self.accepted: Ints = np.full(workload.n_questions, ASK, np.int64)
@@ -66,7 +68,7 @@ class Orchestrator:
         self._running: dict[int, PlannedSession] = {}
         self._stranded: Ints = np.zeros(0, np.int64)
         self._aggregating: Ints | None = None
-        self._serial = 0
+        self._serial = max(self.log.sessions, default=-1) + 1
         self._fruitless_losses = 0
         self._session_of = np.full(len(workload.calls), -1, np.int64)
         self._calls_of = np.arange(len(workload.calls)).reshape(workload.n_questions, -1)
@@ -75,7 +77,7 @@ class Orchestrator:
         """Start the first sessions of the plan."""
         self._executor = executor
         self._enqueue(self.plan.sessions)
-        self._dispatch(0.0)
+        self._dispatch(self.log.end_s)
 
     def handle(self, event: Event) -> None:
         """React to what the executor reports."""
@@ -116,9 +118,9 @@ class Orchestrator:
             return
         self._skip_cancelled()
         phase = self._phase()
-        for worker in sorted(self._alive):
+        for worker in self._next_workers(now):
             queue = self._queues[worker]
-            while queue and queue[0].phase == phase and self._busy(worker) < self._pool.slots:
+            while queue and queue[0].phase == phase and self._room(worker):
                 session = queue.popleft()
                 self._running[self._serial] = session
                 name = self._workload.experts[session.expert]
@@ -136,8 +138,18 @@ class Orchestrator:
             queue.clear()
             queue.extend(s for s in kept if len(s.call_ids))
 
-    def _busy(self, worker: int) -> int:
-        return sum(s.worker == worker for s in self._running.values())
+    def _next_workers(self, now: float) -> list[int]:
+        """Workers alive as they may start: where not all can at once, those with most to do first."""
+        if self._pool.at_once is None:
+            return sorted(self._alive)
+        return sorted(self._alive, key=lambda worker: (-self._backlog(worker, now), worker))
+
+    def _room(self, worker: int) -> bool:
+        """Whether the worker may start another session."""
+        running = [session.worker for session in self._running.values()]
+        if running.count(worker) >= self._pool.slots:
+            return False
+        return self._pool.at_once is None or worker in running or len(set(running)) < self._pool.at_once
 
     def _start(self, workers: tuple[int, ...], name: str, call_ids: Ints, stage: str, now: float) -> None:
         calls, n = self._workload.calls, len(self._workload.calls)
@@ -165,10 +177,10 @@ class Orchestrator:
         """Pending calls of a question whose answer the gate accepts without them."""
         calls = self._calls_of[question]
         pending = calls[self.log.status[calls] == PENDING]
-        voted = calls[self.log.status[calls] == FINISHED]
+        voted = calls[np.isin(self.log.status[calls], (FINISHED, FAILED))]
         if not len(pending):
             return []
-        decision = self._gate.decide(self._workload.outcomes.answer[voted].tolist(), len(pending))
+        decision = self._gate.decide(self.log.answer[voted].tolist(), len(pending))
         return pending.tolist() if decision.verdict is Verdict.ACCEPT else []
 
     # aggregator stage
@@ -181,12 +193,8 @@ class Orchestrator:
         self._dispatch_aggregator(now)
 
     def _votes(self) -> Ints:
-        """Answers of finished calls, shape (questions, k), NO_ANSWER where a call was cancelled."""
-        answers = np.where(
-            self.log.status[: len(self._workload.calls)] == FINISHED,
-            self._workload.outcomes.answer,
-            NO_ANSWER,
-        )
+        """Answers of the calls, shape (questions, k), NO_ANSWER where one was cancelled or failed."""
+        answers: Ints = self.log.answer[: len(self._workload.calls)]
         return answers.reshape(self._workload.n_questions, -1)
 
     def _dispatch_aggregator(self, now: float) -> None:

@@ -18,6 +18,7 @@ class Pool:
     ``workers`` are as schedulers see them; each runs ``slots`` sessions at a time; an aggregator instance
     takes ``aggregator_tp`` workers of one island. ``islands`` are the sets of workers (of one device, on one
     host) that tensor parallelism can span, ``aggregator_speed`` how fast an instance is on each, in any unit.
+    No more than ``at_once`` workers are busy at a time (None: all may be).
     """
 
     workers: tuple[WorkerView, ...]
@@ -25,6 +26,7 @@ class Pool:
     aggregator_tp: int
     islands: tuple[tuple[int, ...], ...]
     aggregator_speed: tuple[float, ...]
+    at_once: int | None = None
 
     def deal_aggregation(self, call_ids: Ints, alive: set[int]) -> list[tuple[tuple[int, ...], Ints]]:
         """Make as many groups of ``aggregator_tp`` living workers as there can be; share calls by speed.
@@ -38,6 +40,8 @@ class Pool:
             for i in range(0, len(left) // tp * tp, tp):
                 groups.append(tuple(left[i : i + tp]))
                 speeds.append(speed)
+        most = len(groups) if self.at_once is None else self.at_once // tp
+        groups, speeds = groups[:most], speeds[:most]
         if not groups:
             return []
         ends = np.rint(np.cumsum(speeds) / sum(speeds) * len(call_ids)).astype(np.int64)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mosaicsim.runtime.events import CallRecords, SessionSpec, SessionUsage
+from mosaicsim.workload.calls import NO_ANSWER
 
-PENDING, FINISHED, CANCELLED = -1, 0, 1
-"""Status codes of a call; the last two index ``analysis.result.CALL_STATUS``."""
+PENDING, FINISHED, CANCELLED, FAILED = -1, 0, 1, 2
+"""Status codes of a call; all but the first index ``analysis.result.CALL_STATUS``."""
 
 
 @dataclass
@@ -43,7 +44,14 @@ class RunLog:
         self.output_tokens = np.zeros(self.n_calls, np.int64)
         self.preemptions = np.zeros(self.n_calls, np.int64)
         self.session = np.full(self.n_calls, -1, np.int64)
+        self.answer = np.full(self.n_calls, NO_ANSWER, np.int64)
         self.status = np.full(self.n_calls, PENDING, np.int8)
+
+    @property
+    def end_s(self) -> float:
+        """The latest moment of which anything is known."""
+        ends = [row.usage.end_s for row in self.sessions.values() if row.usage is not None]
+        return max([0.0, float(self.finish_s.max(initial=0.0)), *ends])
 
     def record(self, session: int, records: CallRecords) -> None:
         """Enter calls that ended. Raises ValueError for a call that had already ended: each ends once."""
@@ -56,7 +64,8 @@ class RunLog:
         self.output_tokens[ids] = records.output_tokens
         self.preemptions[ids] = records.preemptions
         self.session[ids] = session
-        self.status[ids] = np.where(records.cancelled, CANCELLED, FINISHED)
+        self.answer[ids] = records.answer
+        self.status[ids] = np.select([records.failed, records.cancelled], [FAILED, CANCELLED], FINISHED)
 
     def cancel_unstarted(self, call_id: int, at_s: float) -> None:
         """Enter a call that was dropped before any session took it."""
