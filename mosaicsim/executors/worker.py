@@ -52,7 +52,7 @@ class Worker:
         self._waiting: deque[CallRequest] = deque()
         self._solo_running = False
         self._time = EngineTime()
-        self._spoke_s = 0.0
+        self._time_mark = self._spoke_s = 0.0
 
     def run(self) -> None:
         """Serve until told to quit."""
@@ -74,9 +74,12 @@ class Worker:
                 return self._commands.get_nowait()
             return self._commands.get(timeout=HEARTBEAT_S)
         except queue.Empty:
-            if not busy and self._session >= 0:
+            if not busy:
                 self._beat()
             return None
+        finally:
+            if not busy:  # waiting is nobody's time
+                self._time_mark = time.monotonic()
 
     def _obey(self, command: Command) -> None:
         if isinstance(command, StartSession):

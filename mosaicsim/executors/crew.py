@@ -1,0 +1,84 @@
+"""The worker processes of an execution: started when first needed, kept from one run to the next."""
+
+from __future__ import annotations
+
+import queue
+import time
+from pathlib import Path
+
+from mosaicsim.executors.link import Connect, Inbox, Link
+from mosaicsim.executors.messages import Died, Message, Quit, Unload, Unloaded
+
+FAREWELL_S = 20.0
+"""Seconds a worker gets to free its memory or to quit before it is killed."""
+
+
+class Crew:
+    """Links by the workers they drive: one worker, or a tensor-parallel group of them."""
+
+    def __init__(self, connect: Connect, folder: Path) -> None:
+        """``connect`` starts a worker; its output goes to a file in ``folder``."""
+        self._connect, self._folder = connect, folder
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._links: dict[tuple[int, ...], Link] = {}
+
+    def link(self, workers: tuple[int, ...]) -> Link:
+        """The link that drives these workers; started if there is none."""
+        if workers not in self._links:
+            self._links[workers] = self._connect(workers, self.output(workers), self._inbox)
+        return self._links[workers]
+
+    def overlapping(self, workers: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Other links that drive some of these workers."""
+        return [other for other in self._links if other != workers and set(other) & set(workers)]
+
+    def output(self, workers: tuple[int, ...]) -> Path:
+        """Where the worker's stdout and stderr go."""
+        return self._folder / f"worker-{'-'.join(map(str, workers))}.log"
+
+    def send(self, workers: tuple[int, ...], command: Quit | Unload) -> None:
+        """Tell the worker behind a link that is there."""
+        self._links[workers].send(command)
+
+    def receive(self, timeout_s: float) -> tuple[tuple[int, ...], Message] | None:
+        """The next message and whose it is, or None after ``timeout_s``; the dead are struck off."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                link, message = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return None
+            workers = next((w for w, known in self._links.items() if known is link), None)
+            if workers is None:
+                continue
+            if isinstance(message, Died):
+                del self._links[workers]
+            return workers, message
+
+    def kill(self, workers: tuple[int, ...]) -> None:
+        """End a worker at once; its ``Died`` comes through :meth:`receive`."""
+        if workers in self._links:
+            self._links[workers].kill()
+
+    def unload(self) -> None:
+        """Have every worker free its memory, so that the next run starts from nothing."""
+        waiting = set(self._links)
+        for link in self._links.values():
+            link.send(Unload())
+        self._await(waiting, Unloaded)
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End every worker: ask it to quit, and kill those that do not."""
+        waiting = set(self._links)
+        for link in self._links.values():
+            link.kill() if at_once else link.send(Quit())
+        self._await(waiting, Died)
+
+    def _await(self, waiting: set[tuple[int, ...]], kind: type[Message]) -> None:
+        deadline = time.monotonic() + FAREWELL_S
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            received = self.receive(left)
+            if received is not None and isinstance(received[1], (kind, Died)):
+                waiting.discard(received[0])
+        for workers in waiting:
+            self.kill(workers)
