@@ -85,7 +85,7 @@ def sessions_ended(*numbers: int) -> Callable[[Script], bool]:
 class Conformance(ABC):
     """Subclass with ``executor(lengths, ...)``: workers 0 and 1 on one host, experts "a" and "b"."""
 
-    LONG, SHORT = 200, 5
+    ENDLESS, LONG, SHORT = 20_000, 200, 5
 
     @abstractmethod
     def executor(
@@ -200,7 +200,7 @@ class Conformance(ABC):
             lambda s: bool(s.of(WorkerLost)) and 1 in s.ended(),
         )
         self.executor(
-            [self.SHORT, 100 * self.LONG, self.SHORT, self.LONG], failures={0: (self.session_seconds(), None)}
+            [self.SHORT, self.ENDLESS, self.SHORT, self.LONG], failures={0: (self.session_seconds(), None)}
         ).run(script)
         (lost,) = script.of(WorkerLost)
         assert isinstance(lost, WorkerLost)
@@ -217,7 +217,7 @@ class Conformance(ABC):
                 executor.start_session(session(1, (0,), "a", range(1, 2)))
 
         script = Script([session(0, (0,), "a", range(1))], sessions_ended(1), react)
-        self.executor([100 * self.LONG, self.SHORT], failures={0: (self.session_seconds(), 1.0)}).run(script)
+        self.executor([self.ENDLESS, self.SHORT], failures={0: (self.session_seconds(), 1.0)}).run(script)
         assert set(script.calls()) == {1}
         (back,) = script.of(WorkerBack)
         ready = [e for e in script.of(SessionReady) if e.at_s > back.at_s]

@@ -24,6 +24,8 @@ ENVIRONMENT = {
 
 CPU_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
+    # pinning is ours to do, and automatic binding refuses tensor parallelism on one NUMA node
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # without it the first request with logprobs compiles for 20 s
     "TORCHDYNAMO_DISABLE": "1",
 }

@@ -143,7 +143,7 @@ class VllmExecutor:
         self._cause: dict[tuple[int, ...], str] = {}
         self._back_at: dict[int, float] = {}
         self._losses: Counter[int] = Counter()
-        self._gone: set[int] = set()
+        self._gone: dict[int, str] = {}
         self._deaths: Counter[int] = Counter()
         self._failed_starts: Counter[str] = Counter()
         self._own: deque[tuple[tuple[int, ...], Message]] = deque()
@@ -282,7 +282,7 @@ class VllmExecutor:
             for worker in session.spec.workers:
                 self._losses[worker] = 0
         answers = self._recorder.ended(session.spec, results)
-        self._emit(CallsFinished(at_s, session.spec.session, _records(results, answers)))
+        self._emit(CallsFinished(at_s, session.spec.session, records_of(results, answers)))
 
     def _end_if_done(self, session: _Session, at_s: float) -> None:
         if session.calls or not session.stopping or session.ready_s is None:
@@ -329,7 +329,7 @@ class VllmExecutor:
             wait = min(patience.restart_s * 2 ** (self._losses[worker] - 1), patience.longest_restart_s)
             self._back_at[worker] = time.monotonic() + wait
         else:
-            self._gone.add(worker)
+            self._gone[worker] = reason
         ended = {s.spec.session: self._usage(s, at_s, lost=True) for s in lost}
         self._emit(WorkerLost(at_s, worker, ended), reason)
 
@@ -361,6 +361,7 @@ class VllmExecutor:
             raise MosaicsimError(
                 f"calls are left at {self._now():.1f} s and no worker can run them: of {self._n_workers}, "
                 f"{len(self._gone)} died {self._patience.restarts + 1} times without finishing a call"
+                + "".join(f"; worker {w}: {reason}" for w, reason in sorted(self._gone.items())[:1])
             )
 
     def _emit(self, event: Event, note: str = "") -> None:
@@ -408,7 +409,9 @@ class VllmExecutor:
         )
 
 
-def _records(results: Sequence[CallResult], answers: Ints) -> CallRecords:
+def records_of(results: Sequence[CallResult], answers: Ints) -> CallRecords:
+    """Results as columns."""
+
     def seconds(name: str) -> Floats:
         return np.array([getattr(r, name) for r in results], np.float64)
 

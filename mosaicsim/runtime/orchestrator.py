@@ -77,6 +77,10 @@ class Orchestrator:
         """Start the first sessions of the plan."""
         self._executor = executor
         self._enqueue(self.plan.sessions)
+        if self._gate.cancels:  # what a run cut short had decided
+            for question in np.flatnonzero((self.log.status[self._calls_of] != PENDING).any(axis=1)).tolist():
+                for call in self._moot(question):
+                    self.log.cancel_unstarted(call, self.log.end_s)
         self._dispatch(self.log.end_s)
 
     def handle(self, event: Event) -> None:
