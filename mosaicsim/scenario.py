@@ -21,6 +21,7 @@ from pydantic import (
 
 from mosaicsim.document import read_mapping
 from mosaicsim.errors import ScenarioError
+from mosaicsim.execution import ExecutionSection
 from mosaicsim.policies import Policy, PolicyKind, parse_policies
 from mosaicsim.validation import StrictModel, explain
 from mosaicsim.workload.build import AggregatorSource, CalibrationSpec
@@ -188,6 +189,9 @@ class Scenario(StrictModel):
     schedulers: PolicyList
     gates: PolicyList = ("always",)
     failures: FailureSection = Field(default_factory=FailureSection)
+    execution: ExecutionSection | None = Field(
+        None, description="a real run of this scenario, as `mosaicsim execute` makes it"
+    )
 
     def policies(self, kind: PolicyKind, where: str = "scenario") -> list[Policy]:
         """The schedulers, gates or router with their validated options. Raises ScenarioError."""
@@ -286,8 +290,13 @@ def _absolute(scenario: Scenario, folder: Path) -> Scenario:
     workload = scenario.workload.model_copy(
         update={"trace": found(scenario.workload.trace), "calibration": calibration}
     )
+    execution = scenario.execution and scenario.execution.resolve(folder)
     return scenario.model_copy(
-        update={"workload": workload, "profiles": tuple(found(p) for p in scenario.profiles)}
+        update={
+            "workload": workload,
+            "profiles": tuple(found(p) for p in scenario.profiles),
+            "execution": execution,
+        }
     )
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,3 +153,20 @@ def test_the_solver_starts_from_the_incumbent() -> None:
     found = solve(model, start, 0.99, 10, 60.0)
     assert float(model.finish_s(model.round(found.shares, found.used)).max()) <= model.finish_s(start).max()
     assert found.best_bound_s <= model.finish_s(start).max()
+
+
+def test_the_solver_prints_nothing() -> None:
+    """What a verb prints on standard output is its result. In a process of its own, where C code prints too."""
+    code = (
+        "from scheduling import problem; from mosaicsim.schedulers.registry import create; "
+        "create('ilp', {}).plan(problem())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaicsim.aggregation.base import ASK, Gate
+from mosaicsim.aggregation.base import ASK
 from mosaicsim.analysis.bound import bound_of_run
 from mosaicsim.analysis.journal import Journal
 from mosaicsim.analysis.metrics import (
@@ -32,7 +32,7 @@ from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.simulated import SessionCache, SimulatedExecutor
 from mosaicsim.policies import Policy, PolicyKind
 from mosaicsim.runtime.orchestrator import Orchestrator
-from mosaicsim.runtime.runlog import CANCELLED, FINISHED
+from mosaicsim.runtime.runlog import CANCELLED, FAILED, FINISHED
 from mosaicsim.scenario import Scenario, resolved
 from mosaicsim.schedulers.base import (
     OracleProblem,
@@ -89,10 +89,10 @@ def simulate(
                         journal.keep(len(runs), run)
                 runs.append(run)
     progress(total, total, "done")
-    _add_speedups(runs, _label_of(schedulers, BASELINE), _label_of(gates, UNGATED))
+    add_speedups(runs, baseline_label(schedulers), label_of(gates, UNGATED))
     return Result(
         scenario=resolved(scenario),
-        summary=_summary(scenario, runs, workloads),
+        summary=summarise(scenario, runs, workloads),
         workloads=tuple(workloads),
         workers=fleet.worker_names,
         runs=tuple(runs),
@@ -160,7 +160,10 @@ class Replicate:
             cache=self._sessions,
         )
         makespan = executor.run(orchestrator)
-        return self._describe(orchestrator, scheduler, gate, policy, judge, makespan)
+        bound = self._bound(orchestrator.log.status[: len(self.workload.calls)] == FINISHED)
+        return self.describe(
+            orchestrator, scheduler, gate, makespan, self.workload, self.workload.aggregator.correct, bound
+        )
 
     def plan(self, scheduler: Policy, where: str = "") -> Plan:
         """The scheduler's plan for the whole expert stage; made once, whatever the gate.
@@ -238,23 +241,29 @@ class Replicate:
             self._bounds[key] = bound_of_run(self._fleet, self.workload, finished)
         return self._bounds[key]
 
-    def _describe(
+    def describe(
         self,
         orchestrator: Orchestrator,
         scheduler: Policy,
         gate: Policy,
-        policy: Scheduler,
-        judge: Gate,
         makespan: float,
+        workload: Workload,
+        aggregated: Bools | None,
+        bound: float | None,
     ) -> Run:
-        log, plan, workload = orchestrator.log, orchestrator.plan, self.workload
-        n, n_workers = len(workload.calls), len(self._fleet.pool.workers)
+        """A run's figures. ``workload`` holds what came of its calls.
+
+        ``aggregated``, shape (questions,), says where the aggregator is right, and ``bound`` what no run can
+        beat; None where they are not known.
+        """
+        policy, judge = scheduler.create(), gate.create()
+        log, plan = orchestrator.log, orchestrator.plan
+        n_workers = len(self._fleet.pool.workers)
         stage_s = orchestrator.expert_stage_s
         correct = question_correct(workload, orchestrator.accepted, log.status)
-        delta, interval = paired_delta(correct, workload.aggregator.correct)
+        delta, interval = (None, None) if aggregated is None else paired_delta(correct, aggregated)
         if (orchestrator.accepted == ASK).all():
-            interval = 0.0, 0.0  # compared with itself
-        bound = self._bound(log.status[:n] == FINISHED)
+            delta, interval = 0.0, (0.0, 0.0)  # compared with itself
         busy = busy_s(worker_intervals(log, "expert", n_workers))
         by_state = gpu_time(log, n_workers, makespan)
         metrics: dict[str, Any] = {
@@ -267,16 +276,17 @@ class Replicate:
             "makespan_s": makespan,
             "idle_fraction": 1 - busy / (n_workers * stage_s - down_s(log, stage_s)),
             "lower_bound_s": bound,
-            "bound_distance": stage_s / bound - 1,
+            "bound_distance": bound and stage_s / bound - 1,
             "predicted_expert_stage_s": plan.predicted_s,
             # a plan for all calls says nothing of a run that cancels some
             "prediction_error": None if judge.cancels else plan.predicted_s / stage_s - 1,
             "skip_rate": float((orchestrator.accepted != ASK).mean()),
             "accuracy": float(correct.mean()),
             "delta_pp": delta,
-            "delta_pp_ci95": list(interval),
+            "delta_pp_ci95": interval and list(interval),
             "calls_finished": int((log.status == FINISHED).sum()),
             "calls_cancelled": int((log.status == CANCELLED).sum()),
+            "calls_failed": int((log.status == FAILED).sum()),
             "output_tokens": int(log.output_tokens.sum()),
             "preemptions": int(log.preemptions.sum()),
             "gpu_time": by_state,
@@ -295,12 +305,17 @@ class Replicate:
         )
 
 
-def _label_of(policies: Sequence[Policy], name: str) -> str | None:
+def label_of(policies: Sequence[Policy], name: str) -> str | None:
     """What the first policy of that name is called in this study."""
     return next((p.label for p in policies if p.name == name), None)
 
 
-def _add_speedups(runs: Sequence[Run], scheduler: str | None, ungated_gate: str | None) -> None:
+def baseline_label(schedulers: Sequence[Policy]) -> str | None:
+    """What the scheduler that speedups are measured against is called in this study."""
+    return label_of(schedulers, BASELINE)
+
+
+def add_speedups(runs: Sequence[Run], scheduler: str | None, ungated_gate: str | None) -> None:
     """Ratios over the baseline of the same replicate: expert stage, same gate, and without any gate."""
     baseline = {(r.replicate, r.gate): r.metrics for r in runs if r.scheduler == scheduler}
     for run in runs:
@@ -311,7 +326,7 @@ def _add_speedups(runs: Sequence[Run], scheduler: str | None, ungated_gate: str 
         run.metrics["end_to_end_speedup"] = ungated and ungated["makespan_s"] / run.metrics["makespan_s"]
 
 
-def _summary(scenario: Scenario, runs: Sequence[Run], workloads: Sequence[Workload]) -> dict[str, Any]:
+def summarise(scenario: Scenario, runs: Sequence[Run], workloads: Sequence[Workload]) -> dict[str, Any]:
     """Content of summary.json: figures of the runs and nothing that depends on the machine or the hour."""
     labels: dict[str, str] = {}
     for workload in workloads:

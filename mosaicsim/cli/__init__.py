@@ -15,6 +15,7 @@ from mosaicsim.errors import MosaicsimError, nearest
 
 VERBS = {
     "run": "Simulate a scenario and compare its schedulers.",
+    "execute": "Run a scenario on real vLLM engines.",
     "plot": "Remake the plots of a result folder.",
     "trace": "Generate, import, inspect and validate traces.",
     "schedulers": "List the schedulers and their options.",

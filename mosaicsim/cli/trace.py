@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mosaicsim.workload.importers import ImportOptions
+    from mosaicsim.workload.trace import Trace
 
 MAX_LINES = 100
 """Problems that `trace validate` prints for one file."""
@@ -115,6 +117,86 @@ def import_(
     click.echo(f"{output}: {sizes}")
     for note in written.metadata.provenance.notes:
         click.echo(f"note: {note}", err=True)
+
+
+@trace.command()
+@click.argument("source", metavar="SCENARIO|RESULT", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Trace to write.")
+@click.option("--questions", type=click.Path(), help="Question file to ask instead of the scenario's.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a key of the scenario."
+)
+@click.option(
+    "--samples", type=click.IntRange(1, 64), default=1, show_default=True, help="Answers of each expert."
+)
+@click.option("--run", default=0, show_default=True, help="Which run of a result folder.")
+@click.option("--resume", is_flag=True, help="Go on with a recording that was cut short.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def record(
+    source: Path,
+    output: Path,
+    questions: str | None,
+    overrides: tuple[str, ...],
+    samples: int,
+    run: int,
+    resume: bool,
+    quiet: bool,
+) -> None:
+    """Record a trace on real engines.
+
+    From a SCENARIO with an `execution` section: every expert answers every question, the aggregator reads k
+    of them. From the RESULT folder of `mosaicsim execute`: the calls of one of its runs, as they went.
+    """
+    if source.is_dir():
+        from mosaicsim.analysis.recording import record_run
+
+        words = [
+            "mosaicsim",
+            "trace",
+            "record",
+            source.name,
+            "-o",
+            output.name,
+            *(["--run", str(run)] if run else []),
+        ]
+        written = record_run(source, output, command=shlex.join(words), run=run)
+    else:
+        written = _record_block(source, output, questions, overrides, samples, resume, quiet)
+    sizes = f"{len(written):,} rows, {len(written.questions):,} questions, {len(written.experts)} experts"
+    click.echo(f"{output}: {sizes}")
+    for note in written.metadata.provenance.notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def _record_block(
+    source: Path,
+    output: Path,
+    questions: str | None,
+    overrides: tuple[str, ...],
+    samples: int,
+    resume: bool,
+    quiet: bool,
+) -> Trace:
+    import shutil
+
+    from mosaicsim.analysis.recording import record_block
+    from mosaicsim.cli.run import named
+    from mosaicsim.report.progress import show_progress
+    from mosaicsim.scenario import load_scenario
+
+    if questions is not None:
+        overrides = (*overrides, f"execution.questions={Path(questions).resolve()}")
+    scenario = load_scenario(source, overrides)
+    words = ["mosaicsim", "trace", "record", source.name, "-o", output.name]
+    words += [] if questions is None else ["--questions", _basename(questions)]
+    words += ["--samples", str(samples)] if samples > 1 else []
+    work = output.resolve().with_name(f"{output.name}.unfinished")
+    with show_progress(enabled=not quiet) as progress, named(source):
+        written = record_block(
+            scenario, work, output, progress, command=shlex.join(words), samples=samples, resume=resume
+        )
+    shutil.rmtree(work)
+    return written
 
 
 @trace.command()

@@ -50,6 +50,11 @@ class CallResult:
     error: str = ""
 
     @property
+    def finished(self) -> bool:
+        """Whether the call came to its own end."""
+        return self.finish_reason in ("stop", "length")
+
+    @property
     def cancelled(self) -> bool:
         """Whether the call was taken back before it finished."""
         return self.finish_reason == "cancelled"

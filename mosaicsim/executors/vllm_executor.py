@@ -278,7 +278,7 @@ class VllmExecutor:
         for result in results:
             del session.calls[result.call_id]
             session.submitted.discard(result.call_id)
-        if any(r.finish_reason in ("stop", "length") for r in results):
+        if any(r.finished for r in results):
             for worker in session.spec.workers:
                 self._losses[worker] = 0
         answers = self._recorder.ended(session.spec, results)

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 SCENARIO, SUMMARY, WALL = "scenario.resolved.yaml", "summary.json", "wall.json"
 CALLS, TIMELINE, WORKLOAD, PLOTS = "calls.parquet", "timeline.parquet", "workload.parquet", "plots"
-ENTRIES = frozenset((SCENARIO, SUMMARY, WALL, CALLS, TIMELINE, WORKLOAD, PLOTS))
+OUTPUT_FILE, ANSWERS, ENGINES = "outputs.parquet", "answers.parquet", "engines.json"
+JOURNALS, WORKER_LOGS = "runs", "workers"
+NEEDED = frozenset((SCENARIO, SUMMARY, CALLS, TIMELINE, WORKLOAD))
+ENTRIES = NEEDED | {WALL, PLOTS, OUTPUT_FILE, ANSWERS, ENGINES, JOURNALS, WORKER_LOGS}
 """What a result folder holds; a folder with anything else in it is never replaced."""
 
 _DRAWN = (".png", ".svg", ".pdf")
@@ -51,8 +55,10 @@ def check_writable(folder: Path) -> None:
         raise OutputError(f"{folder}: no folder can be made in {ancestor}: {error.strerror}") from None
 
 
-def write_result(result: Result, folder: Path, *, plots: bool = True) -> None:
-    """Write ``result`` to ``folder``, in place of an earlier result if there is one.
+def write_result(
+    result: Result, folder: Path, *, plots: bool = True, more: Callable[[Path], None] = lambda partial: None
+) -> None:
+    """Write ``result`` to ``folder``, in place of an earlier result if there is one, and what ``more`` adds.
 
     It is written beside the folder and moved there when it is whole. Raises OutputError.
     """
@@ -63,6 +69,7 @@ def write_result(result: Result, folder: Path, *, plots: bool = True) -> None:
     try:
         partial.mkdir(parents=True)
         _write_files(result, partial)
+        more(partial)
         if plots:
             from mosaicsim.report.plots import save_plots
 
@@ -88,7 +95,7 @@ def read_result(folder: Path) -> Result:
     import pyarrow as pa
     import yaml
 
-    missing = sorted(name for name in ENTRIES - {PLOTS, WALL} if not (folder / name).is_file())
+    missing = sorted(name for name in NEEDED if not (folder / name).is_file())
     if missing:
         what = f"{missing[0]} is missing" if folder.is_dir() else "no such folder"
         raise UserInputError(f"{folder}: not a result folder of `mosaicsim run`: {what}")

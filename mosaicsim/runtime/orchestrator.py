@@ -81,6 +81,9 @@ class Orchestrator:
             for question in np.flatnonzero((self.log.status[self._calls_of] != PENDING).any(axis=1)).tolist():
                 for call in self._moot(question):
                     self.log.cancel_unstarted(call, self.log.end_s)
+        n = len(self._workload.calls)
+        if n and (self.log.status[:n] != PENDING).all():
+            self.expert_stage_s = self.log.stage_end_s("expert")
         self._dispatch(self.log.end_s)
 
     def handle(self, event: Event) -> None:
@@ -130,7 +133,7 @@ class Orchestrator:
                 name = self._workload.experts[session.expert]
                 self._start((worker,), name, session.call_ids, "expert", now)
         if not self._running and not any(self._queues.values()) and not len(self._stranded):
-            self.expert_stage_s = now
+            self.expert_stage_s = self.expert_stage_s or now
             self._aggregate(now)
 
     def _skip_cancelled(self) -> None:

@@ -53,6 +53,11 @@ class RunLog:
         ends = [row.usage.end_s for row in self.sessions.values() if row.usage is not None]
         return max([0.0, float(self.finish_s.max(initial=0.0)), *ends])
 
+    def stage_end_s(self, stage: str) -> float:
+        """When the last session of a stage ended."""
+        rows = [row for row in self.sessions.values() if row.stage == stage and row.usage is not None]
+        return max((row.usage.end_s for row in rows if row.usage), default=0.0)
+
     def record(self, session: int, records: CallRecords) -> None:
         """Enter calls that ended. Raises ValueError for a call that had already ended: each ends once."""
         ids = records.call_ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -87,7 +87,7 @@ def build_workload(
         labels["repeats"] = "modelled"
     if trace.nulls("correct")[~trace.is_aggregator].any():
         labels["accuracy"] = labels["delta_pp"] = "ungraded"
-    labels["popularity"] = _describe_popularity(drawn, len(block.experts), router)
+    labels["popularity"] = describe_popularity(drawn, len(block.experts), router)
     categories = trace.of_question("category")
     return Workload(
         name=trace.name,
@@ -102,7 +102,7 @@ def build_workload(
         ),
         outcomes=Outcomes(calls.output_tokens, calls.visible_tokens, calls.answer, calls.correct),
         aggregator=aggregator,
-        calibration=_calibration(profiled, rows, drawn),
+        calibration=calibration_of(profiled, rows, drawn),
         labels=labels,
     )
 
@@ -152,7 +152,7 @@ def _routing_input(block: Block, questions: Ints, k: int, profiled: Block, rows:
     """What the router may see; grades only of the calibration ``rows`` of ``profiled``."""
     trace = block.trace
     recorded = block.recorded(questions)
-    graded, right = _grades(block, profiled, rows)
+    graded, right = grades(trace.values("category"), profiled, rows)
     return RoutingInput(
         k=k,
         experts=block.experts,
@@ -164,22 +164,21 @@ def _routing_input(block: Block, questions: Ints, k: int, profiled: Block, rows:
     )
 
 
-def _grades(block: Block, profiled: Block, rows: Ints) -> tuple[Ints, Ints]:
-    """Calibration rows with a grade, and the right ones, each (categories of the evaluated trace, experts).
+def grades(names: Sequence[str], profiled: Block, rows: Ints) -> tuple[Ints, Ints]:
+    """Calibration rows with a grade, and the right ones, each (evaluated categories ``names`` + 1, experts).
 
     A category that only the calibration trace has is counted in one more row, so that it still tells of the
     experts' overall strength.
     """
-    names = block.trace.values("category")
     place = {name: i for i, name in enumerate(names)}
     codes = np.array([place.get(n, len(names)) for n in profiled.trace.values("category")], dtype=np.int64)
     category = codes[profiled.trace.codes("category")[rows]]
-    cell = category * len(block.experts) + profiled.columns.expert[rows]
+    cell = category * len(profiled.experts) + profiled.columns.expert[rows]
     graded = ~profiled.trace.nulls("correct")[rows]
-    size = (len(names) + 1) * len(block.experts)
+    size = (len(names) + 1) * len(profiled.experts)
 
     def count(mask: Bools) -> Ints:
-        return np.bincount(cell[mask], minlength=size).reshape(-1, len(block.experts))
+        return np.bincount(cell[mask], minlength=size).reshape(-1, len(profiled.experts))
 
     return count(graded), count(graded & profiled.columns.correct[rows])
 
@@ -225,7 +224,7 @@ def _aggregator(
     return AggregatorCalls(own.prompt_tokens + visible.sum(axis=1), own.output_tokens, own.correct), origin
 
 
-def _calibration(profiled: Block, rows: Ints, drawn: Ints) -> Calibration:
+def calibration_of(profiled: Block, rows: Ints, drawn: Ints) -> Calibration:
     """Calibration calls by expert. An expert that is never called may have none: the pool's stand in.
 
     Raises TraceError: an expert with calls has no calibration rows.
@@ -245,6 +244,7 @@ def _calibration(profiled: Block, rows: Ints, drawn: Ints) -> Calibration:
     )
 
 
-def _describe_popularity(drawn: Ints, n_experts: int, router: Router[Any]) -> str:
+def describe_popularity(drawn: Ints, n_experts: int, router: Router[Any]) -> str:
+    """How uneven the draw (questions, k) is, in words."""
     skew = popularity(np.bincount(drawn.ravel(), minlength=n_experts))
     return f"{router.name}: max/min {skew.max_min:.4g}, CV {skew.cv:.4g}"
