@@ -160,6 +160,8 @@ class Executed:
             ),
             begin_s=orchestrator.log.end_s,
         )
+        if (orchestrator.log.status == PENDING).any():
+            crew.warm(((worker,) for worker in range(self.n_workers)), section.start_timeout_s)
         end_s = executor.run(orchestrator)
         crew.unload()
         return end_s

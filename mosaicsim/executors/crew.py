@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.link import Connect, Inbox, Link
 from mosaicsim.executors.messages import Died, Message, Quit, Unload, Unloaded
 
@@ -59,6 +61,24 @@ class Crew:
         """End a worker at once; its ``Died`` comes through :meth:`receive`."""
         if workers in self._links:
             self._links[workers].kill()
+
+    def warm(self, workers: Iterable[tuple[int, ...]], timeout_s: float) -> None:
+        """Start these and wait until they are up, so that no session pays for a process's start.
+
+        Raises MosaicsimError for one that does not come up, with where its output is.
+        """
+        new = {group for group in workers if group not in self._links}
+        for group in new:
+            self.link(group)
+        deadline = time.monotonic() + timeout_s
+        while new:
+            received = self.receive(max(0.0, deadline - time.monotonic()))
+            if received is None or isinstance(received[1], Died):
+                group, why = (min(new), "is not up") if received is None else (received[0], "died")
+                raise MosaicsimError(
+                    f"worker {group[0]} {why} before its first session; its output is in {self.output(group)}"
+                )
+            new.discard(received[0])
 
     def unload(self) -> None:
         """Have every worker free its memory, so that the next run starts from nothing."""

@@ -122,7 +122,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Hello(Message):
-    """The process is up; nothing heavy is imported yet."""
+    """The process is up, vLLM imported, no model loaded."""
 
     pid: int
 

@@ -55,7 +55,9 @@ class Worker:
         self._time_mark = self._spoke_s = 0.0
 
     def run(self) -> None:
-        """Serve until told to quit."""
+        """Import vLLM, say hello, serve until told to quit."""
+        import vllm.v1.engine.llm_engine  # noqa: F401  # part of a process's start, not of its first session
+
         self._say(Hello(time.monotonic(), os.getpid()))
         while True:
             command = self._next()

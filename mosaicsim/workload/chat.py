@@ -31,6 +31,10 @@ class Chat:
             return tuple(self._tokenizer.encode(text))
         return tuple(self._tokenizer.encode(self._chat(user, system), add_special_tokens=False))
 
+    def count(self, text: str) -> int:
+        """Tokens of a text alone."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
     @cached_property
     def max_model_len(self) -> int | None:
         """Tokens of the longest context the model is made for; None where its config.json does not say."""
