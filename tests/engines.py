@@ -69,12 +69,11 @@ class KeepAll:
         self.results: list[CallResult] = []
         self.notes: list[str] = []
         self.resolved: list[dict[str, object]] = []
-        self.requested: list[int] = []
+        self.prompts: dict[int, tuple[int, ...]] = {}
 
     def request(self, call_id: int) -> CallRequest:
-        self.requested.append(call_id)
         rng = np.random.default_rng(call_id)
-        prompt = tuple(rng.integers(3, 250, 20).tolist())
+        prompt = self.prompts.get(call_id) or tuple(rng.integers(3, 250, 20).tolist())
         n = self.lengths[call_id]
         exact = {"max_tokens": n, "min_tokens": n, "ignore_eos": True, "temperature": 0.0, "logprobs": 0}
         return CallRequest(call_id, prompt, exact)

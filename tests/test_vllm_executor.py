@@ -8,16 +8,25 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engines import KeepAll, arguments, build_tiny_models, crew_of, needs_vllm
-from executor_conformance import Conformance
+from executor_conformance import Conformance, Script, session, sessions_ended
+from worlds import make_workload, problem_maker
 
+from mosaicsim.aggregation.registry import create as create_gate
+from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.base import Executor
 from mosaicsim.executors.crew import Crew
-from mosaicsim.executors.messages import EngineArguments
+from mosaicsim.executors.messages import EngineArguments, Message, Submitted
 from mosaicsim.executors.process import ProcessLink
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
 from mosaicsim.runtime.events import SessionSpec
+from mosaicsim.runtime.orchestrator import Orchestrator
+from mosaicsim.runtime.pool import Pool
+from mosaicsim.runtime.runlog import FAILED, FINISHED
+from mosaicsim.schedulers.base import WorkerView
+from mosaicsim.schedulers.registry import create
 
 pytestmark = [pytest.mark.engine, needs_vllm]
 
@@ -70,3 +79,88 @@ class TestConformance(Conformance):
 
     def session_seconds(self) -> float:
         return 1.5  # after it is ready
+
+
+class Deadly(VllmExecutor):
+    """Kills the worker whenever the engine gets one certain call, as a call that crashes it would."""
+
+    deadly = 7
+
+    def _take(self, workers: tuple[int, ...], message: Message) -> None:
+        super()._take(workers, message)
+        if isinstance(message, Submitted) and self.deadly in message.call_ids:
+            self._crew.kill(workers)
+
+
+def test_a_call_that_kills_its_worker_three_times_is_set_aside(models: Path, crew: Crew) -> None:
+    """The calls that happened to be in the engine with it run to their end."""
+    workload = make_workload(6, seed=3)
+    n = len(workload.calls)
+    lengths = [4 + i % 30 for i in range(n + workload.n_questions)]
+    policy = create("round_robin", {})
+    pool = Pool(tuple(WorkerView(i, f"cpu{i}", "made") for i in range(2)), 1, 1, ((0, 1),), (1.0,))
+    problem_of = problem_maker(workload, policy)
+    orchestrator = Orchestrator(
+        workload,
+        pool,
+        policy.plan(problem_of(np.arange(n), pool.workers)),
+        policy,
+        create_gate("always", {}),
+        problem_of,
+        fallback=create("greedy", {}),
+    )
+    recorder = KeepAll(lengths)
+    executor = Deadly(
+        crew,
+        2,
+        lambda expert, workers: arguments(models, "b" if expert == "e1" else "a", max_num_seqs=4),
+        recorder,
+        patience=Patience(restart_s=0.1),
+    )
+    executor.run(orchestrator)
+    crew.unload()
+    status = orchestrator.log.status
+    assert status[Deadly.deadly] == FAILED
+    assert (np.delete(status, Deadly.deadly) == FINISHED).all()
+    (failed,) = (r for r in recorder.results if r.failed)
+    assert failed.error.startswith("its worker died 3 times")
+    ended = [r.call_id for r in recorder.results]
+    assert sorted(ended) == list(range(n + workload.n_questions)), "each call ended once"
+
+
+def test_an_engine_that_does_not_start_ends_the_run_and_says_why(models: Path, crew: Crew) -> None:
+    script = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
+    recorder = KeepAll([5])
+    executor = VllmExecutor(
+        crew,
+        2,
+        lambda e, w: arguments(models, "a", no_such_argument=1),
+        recorder,
+        patience=Patience(failed_starts=1),
+    )
+    with pytest.raises(
+        MosaicsimError, match=r"^a: the engine does not start: .*no_such_argument.*worker-0\.log$"
+    ):
+        executor.run(script)
+    crew.unload()
+
+
+def test_a_call_the_engine_refuses_fails_alone(models: Path, crew: Crew) -> None:
+    """One whose prompt does not fit into the context."""
+    script = Script([session(0, (0,), "a", range(3))], sessions_ended(0))
+    recorder = KeepAll([5, 5, 5])
+    recorder.prompts[1] = (7,) * 5000
+    VllmExecutor(crew, 2, lambda e, w: arguments(models, "a"), recorder).run(script)
+    crew.unload()
+    assert sorted((r.call_id, r.failed) for r in recorder.results) == [(0, False), (1, True), (2, False)]
+
+
+def test_the_engine_s_own_settings_are_recorded(models: Path, crew: Crew) -> None:
+    script = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
+    recorder = KeepAll([5])
+    VllmExecutor(crew, 2, lambda e, w: arguments(models, "a", max_num_seqs=3), recorder).run(script)
+    crew.unload()
+    (resolved,) = recorder.resolved
+    assert resolved["max_num_seqs"] == 3
+    assert resolved["num_gpu_blocks"] > 0  # type: ignore[operator]  # a number
+    assert resolved["device"] == "cpu"

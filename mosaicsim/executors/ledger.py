@@ -58,7 +58,8 @@ class Ledger:
     def restore(self, log: RunLog) -> None:
         """Enter what the journal has of an earlier attempt into an empty ``log``.
 
-        Sessions that attempt left running count as lost at the last moment known of it.
+        ``on_end`` is told of its calls again. Sessions it left running count as lost at the last moment that
+        is known of it.
         """
         for fact in self._journal.found:
             self._enter(fact, log)
@@ -124,6 +125,7 @@ class Ledger:
             case "calls":
                 results = [_read(written) for written in fact["results"]]
                 log.record(fact["session"], records_of(results, self._take(results)))
+                self._on_end(log.sessions[fact["session"]].spec, results)
             case "end":
                 log.sessions[fact["session"]].usage = SessionUsage(**fact["usage"])
             case "lost":
