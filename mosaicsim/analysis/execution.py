@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +28,7 @@ from mosaicsim.analysis.study import (
     label_of,
     summarise,
 )
-from mosaicsim.errors import OutputError, ScenarioError
+from mosaicsim.errors import MosaicsimError, OutputError, ScenarioError
 from mosaicsim.execution import ExecutedModel, ExecutionSection
 from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.dialogue import Dialogue, Speaker
@@ -48,12 +50,13 @@ from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.asked import ask, require_experts
 from mosaicsim.workload.calls import Bools
-from mosaicsim.workload.chat import Chat
+from mosaicsim.workload.chat import Chat, require_model
 from mosaicsim.workload.prompts import AggregatorTemplate, PromptTemplate
 from mosaicsim.workload.questions import QuestionSet, read_questions
 from mosaicsim.workload.trace import Trace, read_trace
 
 STUDY = "study.json"
+LEAST_FREE_BYTES = 100_000_000
 RUNS, WORKERS, OUTPUTS, JOURNAL = "runs", "workers", "outputs", "journal.jsonl"
 
 
@@ -90,8 +93,15 @@ class Executed:
         if self.questions.grading_note:
             self.notes.append(self.questions.grading_note)
         self.experts = tuple(name for name in self.section.models if name != AGGREGATOR)
-        self.speakers = {name: self._speaker(name, PromptTemplate) for name in self.experts}
-        self.aggregator = self._speaker(AGGREGATOR, AggregatorTemplate)
+        for name, model in self.section.models.items():
+            with _at(f"execution.models.{name}.path"):
+                require_model(model.path)
+        templates = {name: self._template(name, PromptTemplate) for name in self.experts}
+        template = self._template(AGGREGATOR, AggregatorTemplate)
+        self._require_no_oracle()
+        self.speakers = {name: self._speaker(name, templates[name]) for name in self.experts}
+        self.aggregator = self._speaker(AGGREGATOR, template)
+        _require_vllm()
 
     @property
     def n_workers(self) -> int:
@@ -214,13 +224,21 @@ class Executed:
         require_experts(trace, self.experts)
         return trace
 
-    def _speaker(self, name: str, kind: type[Any]) -> Speaker[Any]:
+    def _require_no_oracle(self) -> None:
+        for i, scheduler in enumerate(self.scenario.policies(PolicyKind.SCHEDULER)):
+            if scheduler.create().sees_lengths:
+                raise ScenarioError(
+                    f"schedulers.{i}.{scheduler.name}: needs the true lengths, which a real run does not have"
+                )
+
+    def _template(self, name: str, kind: type[Any]) -> Any:
+        return _template(self.section.models[name], kind, f"execution.models.{name}")
+
+    def _speaker(self, name: str, template: Any) -> Speaker[Any]:
         where = f"execution.models.{name}"
         model = self.section.models[name]
-        try:
+        with _at(f"{where}.path"):
             chat = Chat(model.path, model.trust_remote_code)
-        except Exception as error:
-            raise type(error)(f"{where}.path: {error}") from None
         given = {**self.section.engine, **model.engine}.get("max_model_len")
         longest = given if isinstance(given, int) else chat.max_model_len
         if longest is None:
@@ -229,7 +247,7 @@ class Executed:
             )
         sampling = {key: value for key, value in model.sampling.model_dump().items() if value != ()}
         sampling["stop"] = list(model.sampling.stop)
-        return Speaker(name, chat, _template(model, kind, where), model.system, sampling, longest)
+        return Speaker(name, chat, template, model.system, sampling, longest)
 
 
 class RealReplicate(Replicate):
@@ -395,11 +413,6 @@ def execute(scenario: Scenario, folder: Path, progress: Progress, *, resume: boo
     began = time.perf_counter()
     executed = Executed(scenario)
     schedulers, gates = scenario.policies(PolicyKind.SCHEDULER), scenario.policies(PolicyKind.GATE)
-    for i, scheduler in enumerate(schedulers):
-        if scheduler.create().sees_lengths:
-            raise ScenarioError(
-                f"schedulers.{i}.{scheduler.name}: needs the true lengths, which a real run does not have"
-            )
     replicates = [RealReplicate(executed, number) for number in range(scenario.replicates)]
     for replicate in replicates:
         for i, scheduler in enumerate(schedulers):
@@ -476,6 +489,30 @@ def _template(model: ExecutedModel, kind: type[Any], where: str) -> Any:
     return kind(**given, where=f"{where}.template")
 
 
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Say where in the scenario what an error speaks of stands."""
+    try:
+        yield
+    except MosaicsimError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def _require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise MosaicsimError("vllm is not installed here; `mosaicsim doctor` says how to install it")
+
+
+def require_space(folder: Path) -> None:
+    """Raise OutputError where the disk is about full; a run would lose its last calls."""
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE_BYTES:
+        raise OutputError(
+            f"{folder}: {free / 1e6:.0f} MB are free on its disk; a run needs at least "
+            f"{LEAST_FREE_BYTES / 1e6:.0f} MB for journals and outputs"
+        )
+
+
 def open_work(folder: Path, identity: str, *, resume: bool) -> None:
     """Begin a folder, or go on with one of the same scenario. Raises ScenarioError, OutputError."""
     mark = folder / STUDY
@@ -492,6 +529,7 @@ def open_work(folder: Path, identity: str, *, resume: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         mark.write_text(identity)
+        require_space(folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
 

@@ -21,7 +21,7 @@ class Chat:
     def __init__(self, path: str | Path, trust_remote_code: bool = False) -> None:
         self.path = str(path)
         self._trust = trust_remote_code
-        _require_folder(self.path)
+        require_model(self.path)
         self._tokenizer = self._load("AutoTokenizer", "tokenizer")
 
     def encode(self, user: str, system: str | None = None) -> tuple[int, ...]:
@@ -71,8 +71,10 @@ class Chat:
             raise UserInputError(f"{self.path}: {what} cannot be loaded: {reason}") from None
 
 
-def _require_folder(path: str) -> None:
-    """A name on the hub is NAME or OWNER/NAME; everything else has to be a folder."""
+def require_model(path: str) -> None:
+    """Raise UserInputError for what is neither a model folder nor a name on the hub.
+
+    A name on the hub is NAME or OWNER/NAME; everything else has to be a folder."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
