@@ -21,7 +21,7 @@ from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.messages import EngineArguments, Message, Submitted
 from mosaicsim.executors.process import ProcessLink
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
-from mosaicsim.runtime.events import SessionSpec
+from mosaicsim.runtime.events import SessionSpec, WorkerLost
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import FAILED, FINISHED
@@ -126,6 +126,19 @@ def test_a_call_that_kills_its_worker_three_times_is_set_aside(models: Path, cre
     assert failed.error.startswith("its worker died 3 times")
     ended = [r.call_id for r in recorder.results]
     assert sorted(ended) == list(range(n + workload.n_questions)), "each call ended once"
+
+
+def test_a_worker_that_hangs_is_lost(models: Path, crew: Crew) -> None:
+    def freeze(spec: SessionSpec) -> None:
+        link = crew.link((0,))
+        assert isinstance(link, ProcessLink)
+        os.kill(link.pid, signal.SIGSTOP)
+
+    script = Script([session(0, (0,), "a", range(1))], lambda s: bool(s.of(WorkerLost)))
+    recorder = KeepAll([3000], freeze)
+    patience = Patience(silence_s=2.0, restarts=1)
+    VllmExecutor(crew, 2, lambda e, w: arguments(models, "a"), recorder, patience=patience).run(script)
+    assert "no word from it for 2 s" in recorder.notes
 
 
 def test_an_engine_that_does_not_start_ends_the_run_and_says_why(models: Path, crew: Crew) -> None:

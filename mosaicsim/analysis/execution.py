@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -85,6 +86,7 @@ class Executed:
         self.scenario = scenario
         self.section = _section(scenario)
         self.notes: list[str] = []
+        self.wall: defaultdict[str, float] = defaultdict(float)
         self.fleet = Fleet(scenario)
         self.machine = Machine.here()
         self.device = self.machine.device(self.section)
@@ -172,7 +174,14 @@ class Executed:
         )
         if (orchestrator.log.status == PENDING).any():
             crew.warm(((worker,) for worker in range(self.n_workers)), section.start_timeout_s)
+        cpu_s = time.process_time()
         end_s = executor.run(orchestrator)
+        for name, seconds in (
+            ("coordinator_cpu_s", time.process_time() - cpu_s),
+            ("worker_steps_s", executor.steps_s),
+            ("worker_between_steps_s", executor.between_s),
+        ):
+            self.wall[name] += seconds
         crew.unload()
         return end_s
 
@@ -453,7 +462,7 @@ def execute(scenario: Scenario, folder: Path, progress: Progress, *, resume: boo
         workloads=tuple(workloads),
         workers=executed.fleet.worker_names,
         runs=tuple(runs),
-        wall={"execute_s": time.perf_counter() - began},
+        wall={"execute_s": time.perf_counter() - began, **executed.wall},
     )
     return Execution(result, engines, answers, given_up, executed.notes)
 

@@ -145,12 +145,16 @@ class Submitted(Message):
 
 @dataclass(frozen=True)
 class EngineTime:
-    """Seconds since Ready by what the engine did; ``tail_since_s``: where the current tail began, or inf."""
+    """Seconds since Ready by what the engine did; ``tail_since_s``: where the current tail began, or inf.
+
+    ``between_s`` of them passed between the engine's steps: taking commands, handing over calls, reporting.
+    """
 
     prefill_s: float = 0.0
     decode_s: float = 0.0
     tail_s: float = 0.0
     tail_since_s: float = float("inf")
+    between_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class VllmEngine:
         return call_id in self._internal
 
     def add(self, call: CallRequest) -> None:
-        """Queue a call. Raises ValueError for one the engine rejects."""
+        """Queue a call. Raises what vLLM raises for one it refuses."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 

@@ -129,7 +129,9 @@ class VllmExecutor:
     ) -> None:
         """``engine_of(expert, workers)`` says what to load. A run that goes on begins at ``begin_s``.
 
-        With ``cores`` every session is pinned to one of these sets of CPU cores, the least used one.
+        ``steps_s`` and ``between_s`` add up, over all sessions, the seconds that workers spent in their
+        engines' steps and between them. With ``cores`` every session is pinned to one of these sets of CPU
+        cores, the least used one.
         """
         self._crew, self._n_workers = crew, n_workers
         self._engine_of, self._recorder = engine_of, recorder
@@ -146,6 +148,7 @@ class VllmExecutor:
         self._gone: dict[int, str] = {}
         self._deaths: Counter[int] = Counter()
         self._failed_starts: Counter[str] = Counter()
+        self.steps_s = self.between_s = 0.0
         self._own: deque[tuple[tuple[int, ...], Message]] = deque()
 
     def run(self, handler: Handler) -> float:
@@ -396,6 +399,8 @@ class VllmExecutor:
     def _usage(self, session: _Session, at_s: float, *, lost: bool = False) -> SessionUsage:
         spent, ready = session.time, at_s if session.ready_s is None else session.ready_s
         counted = spent.prefill_s + spent.decode_s + spent.tail_s
+        self.steps_s += counted - spent.between_s
+        self.between_s += spent.between_s
         tail = at_s if spent.tail_since_s == inf else spent.tail_since_s - self._origin
         return SessionUsage(
             load_start_s=session.load_start_s,

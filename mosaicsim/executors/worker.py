@@ -175,7 +175,7 @@ class Worker:
                 fed.append(call.call_id)
             try:
                 engine.add(call)
-            except (ValueError, TypeError) as error:
+            except Exception as error:  # ValueError, vLLM's own kinds: about this call alone
                 self._solo_running = False
                 rejected.append(_never_ran(call.call_id, "error", _first_line(error)))
         if fed:
@@ -187,6 +187,7 @@ class Worker:
         now = time.monotonic()
         spent = now - self._time_mark
         began, self._time_mark = self._time_mark, now
+        self._time = replace(self._time, between_s=self._time.between_s + max(0.0, spent - step.seconds))
         if step.prefilled:
             self._time = replace(self._time, prefill_s=self._time.prefill_s + spent, tail_since_s=math.inf)
         elif step.running < engine.resolved["max_num_seqs"] / 4 and not step.waiting and not self._waiting:
