@@ -86,7 +86,7 @@ def test_killed_twice_and_resumed_it_ends_as_if_undisturbed(scenario: Path, tmp_
         os.kill(rng.choice(children(process.pid)), signal.SIGKILL)
     wait_for_calls(process, shaken, struck[2])
     process.kill()
-    process.wait()
+    process.communicate()
     kept = calls_journalled(shaken)
     assert struck[2] <= kept < CALLS
     lost = [fact for fact in facts(shaken) if fact["kind"] == "lost"]
