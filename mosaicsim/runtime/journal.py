@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mosaicsim.errors import OutputError
 Fact = dict[str, Any]
 """One line: ``kind`` says what it is about, the rest depends on it."""
 
-SYNC_S = 1.0
+SYNC_LINES = 16
 
 
 class Journal:
@@ -36,14 +35,15 @@ class Journal:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
         self.found = self._parse(whole)
-        self._synced_s = time.monotonic()
+        self._unsynced = 0
 
     def write(self, kind: str, **facts: Any) -> None:
         """Append a fact. Raises OutputError, as on a full disk."""
         line = json.dumps({"kind": kind, **facts}, ensure_ascii=False, separators=(",", ":"))
         try:
             self._append(line.encode("utf-8", "surrogatepass") + b"\n")
-            if time.monotonic() - self._synced_s > SYNC_S:
+            self._unsynced += 1
+            if self._unsynced >= SYNC_LINES:
                 self.sync()
         except OSError as error:
             raise OutputError(
@@ -53,7 +53,7 @@ class Journal:
     def sync(self) -> None:
         """Have the disk keep what was written."""
         os.fsync(self._file)
-        self._synced_s = time.monotonic()
+        self._unsynced = 0
 
     def close(self) -> None:
         """Sync and close; a second call does nothing."""
