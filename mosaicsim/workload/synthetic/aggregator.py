@@ -20,18 +20,19 @@ _RECORDED_LEAN = 0.5
 _LOOP_NOISE = 0.3
 
 
-def answer(targets: TargetSpec, expected: Expected, rng: np.random.Generator) -> Bools:
-    """Whether the aggregator is right, shape (n,): the target share of questions, on the likeliest ones."""
-    return top_share(_solvable(expected, rng), targets.aggregator_correct / targets.questions)
-
-
-def answer_recorded(
-    targets: TargetSpec, expected: Expected, bucket: Ints, plurality_right: Bools, rng: np.random.Generator
+def answer(
+    targets: TargetSpec,
+    expected: Expected,
+    bucket: Ints,
+    plurality_right: Bools,
+    rng: np.random.Generator,
+    swap_rng: np.random.Generator,
 ) -> Bools:
-    """Whether the aggregator is right, shape (n,), with the gate's gains exactly met on the recorded routing.
+    """Whether the aggregator is right, shape (n,), with the gate's gains exactly met on one routing.
 
-    Within each recorded bucket the likeliest questions are right, as many as the gain demands; then questions
-    of one bucket are exchanged until random redraws have the same gains on average.
+    ``bucket`` and ``plurality_right`` (n,) are of that routing. Within each bucket the likeliest questions
+    are right, as many as the gain demands; then questions of one bucket are exchanged until random redraws
+    have the same gains on average.
     """
     wins = [int(np.sum(plurality_right & (bucket == b))) for b in (UNANIMOUS, MAJORITY)]
     gains = [targets.gain_tau_1, targets.gain_tau_two_thirds - targets.gain_tau_1]
@@ -43,7 +44,7 @@ def answer_recorded(
         rows = np.flatnonzero(bucket == b)
         right[rows[np.argsort(-solvable[rows], kind="stable")[: max(count, 0)]]] = True
     sums = expected.correct[:, [UNANIMOUS, MAJORITY]].sum(axis=0) - np.array(gains)
-    return swap_to_targets(right, bucket, expected.share[:, [UNANIMOUS, MAJORITY]], sums, rng)
+    return swap_to_targets(right, bucket, expected.share[:, [UNANIMOUS, MAJORITY]], sums, swap_rng)
 
 
 def lengths(spec: SyntheticSpec, split: Floats, right: Bools, rng: np.random.Generator) -> tuple[Ints, Bools]:

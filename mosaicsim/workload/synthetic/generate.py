@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from mosaicsim.workload.calls import Bools, Floats, Ints
 from mosaicsim.workload.synthetic import aggregator
-from mosaicsim.workload.synthetic.agreement import Expected, buckets, expect, routed_samples
+from mosaicsim.workload.synthetic.agreement import SLOTS, Expected, buckets, expect, routed_samples
 from mosaicsim.workload.synthetic.answers import AnswerModel, Candidates, Draws, draw_answers
 from mosaicsim.workload.synthetic.block import Block
 from mosaicsim.workload.synthetic.coupling import (
@@ -108,7 +108,7 @@ def _results_block(
     tokens = place_lengths(spec, pool.scores, pool.cut)
     deal = record_routing(spec, answers, tokens, rng)
     drawn = answers[np.arange(len(deal))[:, None], deal, routed_samples(deal)]
-    right = aggregator.answer_recorded(spec.targets, pool.expected, *buckets(drawn), rng)
+    right = aggregator.answer(spec.targets, pool.expected, *buckets(drawn), rng, rng)
     length, cut = aggregator.lengths(spec, pool.split, right, rng)
     return Block(spec, pool.questions, pool.expected, tokens, pool.cut, deal, right, length, cut, model, tie)
 
@@ -116,9 +116,19 @@ def _results_block(
 def _calibration_block(
     spec: SyntheticSpec, pool: Pool, model: AnswerModel, tie: float, rng: np.random.Generator
 ) -> Block:
-    """Random candidates with the lengths they have within the whole pool: an honest sample of the model."""
+    """Random candidates with the lengths they have within the whole pool: an honest sample of the model.
+
+    The aggregator is right where it would be were the whole pool evaluated: a gate is fitted to these
+    questions.
+    """
     tokens = place_lengths(spec, pool.scores, pool.cut)
-    right = aggregator.answer(spec.targets, pool.expected, rng)
+    deal_rng, swap_rng = rng.spawn(2)
+    whole = spec.scaled(len(tokens))
+    deal = deal_rng.permutation(np.repeat(np.arange(len(whole.slot_counts)), whole.slot_counts)).reshape(
+        -1, SLOTS
+    )
+    drawn = pool.questions.answers[np.arange(len(deal))[:, None], deal, routed_samples(deal)]
+    right = aggregator.answer(whole.targets, pool.expected, *buckets(drawn), rng, swap_rng)
     length, cut = aggregator.lengths(spec, pool.split, right, rng)
     rows = rng.permutation(len(tokens))[: spec.calibration_questions]
     pool = _take(pool, rows)

@@ -17,6 +17,7 @@ _DAMPING = 1e-5
 _EXACT = 1000.0
 _PAIRS = 6000
 _ROUNDS = 400
+_ROWS_A_ROUND = 10
 
 
 def fit_answers(spec: SyntheticSpec, rng: np.random.Generator) -> AnswerModel:
@@ -85,7 +86,7 @@ def swap_to_targets(
     """
     chosen = chosen.copy()
     left = sums - features[chosen].sum(axis=0)
-    for _ in range(_ROUNDS):
+    for _ in range(max(_ROUNDS, len(chosen) // _ROWS_A_ROUND)):
         distance = np.abs(left).sum()
         if distance < 0.02:
             break
