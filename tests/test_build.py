@@ -305,3 +305,105 @@ def test_length_skew_that_cannot_be() -> None:
     same = Lengths(("a",), np.zeros(5, np.int64), np.full(5, 9), np.full(5, 9), {})
     with pytest.raises(ScenarioError, match=r"cv = 1 cannot be reached by stretching the 5 lengths of 'a'"):
         skew_lengths(same, LengthSkew(cv=1), np.random.default_rng(0))
+
+
+# calibration questions, routed for gates that are fitted
+
+
+def test_gates_calibrate_on_questions_that_are_not_evaluated() -> None:
+    trace = samples.trace(n_questions=60)
+    workload = make(
+        trace, "uniform", calibration={"share": 0.5}, options={"replacement": False}, for_gates=True
+    )
+    calibration = workload.gate_calibration
+    assert calibration is not None
+    assert len(calibration) == 30
+    held_out = [q for q in trace.questions if q not in workload.questions]
+    ids = [trace.questions[q] for q in trace.codes("question_id").tolist()]
+    names = [trace.values("expert")[e] for e in trace.codes("expert").tolist()]
+    row = {key: i for i, key in enumerate(zip(ids, names, strict=True))}
+    for q, question in enumerate(held_out):
+        rows = [row[question, workload.experts[e]] for e in calibration.ballots.experts[q].tolist()]
+        np.testing.assert_array_equal(calibration.ballots.answers[q], trace.codes("answer")[rows])
+        np.testing.assert_array_equal(calibration.correct[q], trace.bools("correct")[rows])
+        aggregator = trace.bools("correct")[row[question, "aggregator"]]
+        assert calibration.aggregator_correct[q] == aggregator
+        assert (
+            calibration.ballots.categories[q]
+            == trace.of_question("category")[trace.questions.index(question)]
+        )
+    assert calibration.aggregator == "recorded"
+    assert np.bincount(calibration.calls.question).tolist() == [4] * 30
+
+
+@pytest.mark.parametrize(
+    ("router", "options"),
+    [("uniform", {}), ("skill", {}), ("zipf", {"max_min": 3}), ("fixed_counts", {"counts": {"glm": 60, "gemma": 30}})],
+)  # fmt: skip
+def test_routing_for_gates_leaves_the_workload_as_it_is(router: str, options: dict[str, Any]) -> None:
+    """The calibration questions are drawn from streams of their own, in the proportions of the evaluated ones."""
+    trace = samples.trace(n_samples=3)
+    plain, gated = (
+        make(trace, router, options=options, aggregator_calls="modelled", for_gates=gates)
+        for gates in (False, True)
+    )
+    assert plain.gate_calibration is None
+    assert gated.gate_calibration is not None
+    np.testing.assert_array_equal(plain.calls.expert, gated.calls.expert)
+    np.testing.assert_array_equal(plain.outcomes.output_tokens, gated.outcomes.output_tokens)
+    np.testing.assert_array_equal(plain.aggregator.correct, gated.aggregator.correct)
+    np.testing.assert_array_equal(plain.calibration.output_tokens[0], gated.calibration.output_tokens[0])
+    if router in ("zipf", "fixed_counts"):
+        share = plain.calls.counts(4) / 90
+        own = np.bincount(gated.gate_calibration.ballots.experts.ravel(), minlength=4) / 30
+        np.testing.assert_allclose(own, share, atol=1 / 30)
+
+
+def test_a_calibration_question_has_no_part_in_how_it_is_routed() -> None:
+    """Strengths without the question itself: an expert right on one question only is not drawn for that one."""
+    values = samples.columns(n_questions=40, aggregator=False)
+    lucky = (values["expert"] == "gemma") & (np.char.find(values["question_id"], "q1") == 0)
+    values["correct"] = np.where(values["expert"] == "gemma", lucky, True)
+    values["category"] = values["question_id"]
+    trace = as_trace(samples.table(values), samples.metadata(aggregator=False))
+    workload = make(
+        trace, "skill", calibration={"questions": 30}, options={"shrinkage": 0, "replacement": False, "pool_size": 3}, for_gates=True,
+    )  # fmt: skip
+    assert workload.gate_calibration is not None
+    assert not (workload.gate_calibration.ballots.experts == 0).any()
+
+
+def test_another_trace_calibrates_gates(tmp_path: pathlib.Path) -> None:
+    trace = samples.trace()
+    other = samples.columns(n_questions=25, experts=tuple(reversed(samples.EXPERTS)), seed=3)
+    other["question_id"] = np.char.add("c", other["question_id"])
+    other["confidence"] = np.linspace(0, 1, len(other["expert"])).astype(np.float32)
+    path = str(tmp_path / "calibration.parquet")
+    write_trace(path, samples.table(other), samples.metadata(labels={"confidence": "modelled"}))
+    workload = make(
+        trace, "skill", calibration={"trace": path}, options={"replacement": False}, for_gates=True
+    )
+    calibration = workload.gate_calibration
+    assert calibration is not None
+    assert len(calibration) == 25
+    assert calibration.confidences_modelled
+    gemma = calibration.calls.expert == workload.experts.index("gemma")
+    np.testing.assert_array_equal(
+        calibration.calls.correct[gemma], other["correct"][other["expert"] == "gemma"]
+    )
+    assert np.isfinite(calibration.ballots.confidences).all()
+
+
+def test_gates_cannot_calibrate_without_grades_or_the_aggregator_s_rows(tmp_path: pathlib.Path) -> None:
+    trace = samples.trace()
+    other = samples.columns(n_questions=5, aggregator=False)
+    other["question_id"] = np.char.add("c", other["question_id"])
+    path = str(tmp_path / "calibration.parquet")
+    write_trace(path, samples.table(other), samples.metadata(aggregator=False))
+    asked = {"calibration": {"trace": path}, "options": {"replacement": False}, "for_gates": True}
+    with pytest.raises(TraceError, match="graded aggregator row for each calibration question"):
+        make(trace, "uniform", aggregator_calls="recorded", **asked)
+    assert make(trace, "uniform", aggregator_calls="modelled", **asked).gate_calibration is not None
+    write_trace(path, samples.table(other | {"correct": [None] * 20}), samples.metadata(aggregator=False))
+    with pytest.raises(TraceError, match="needs every calibration row graded"):
+        make(trace, "uniform", aggregator_calls="modelled", **asked)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from mosaicsim.aggregation.base import ASK, Decision, GateOptions, Verdict
+from mosaicsim.workload.ballots import Ballot, Ballots
 from mosaicsim.workload.calls import Ints
 
 
@@ -26,10 +25,10 @@ class Always:
         """See Gate."""
         return self._options.label or self.name
 
-    def decide(self, votes: Sequence[int], pending: int) -> Decision:
+    def decide(self, ballot: Ballot) -> Decision:
         """Ask once all votes are in."""
-        return Decision(Verdict.WAIT if pending else Verdict.ASK)
+        return Decision(Verdict.WAIT if ballot.pending else Verdict.ASK)
 
-    def decide_all(self, votes: Ints) -> Ints:
+    def decide_all(self, ballots: Ballots) -> Ints:
         """See Gate."""
-        return np.full(len(votes), ASK, np.int64)
+        return np.full(len(ballots), ASK, np.int64)

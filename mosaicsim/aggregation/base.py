@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from mosaicsim.validation import StrictModel
+from mosaicsim.workload.ballots import Ballot, Ballots, GateCalibration
 from mosaicsim.workload.calls import Ints
 
 ASK = -2
@@ -40,7 +41,7 @@ class GateOptions(StrictModel):
 
 
 class Gate(Protocol):
-    """Decides which questions need the aggregator. Sees answers, never lengths or the gold answer."""
+    """Decides which questions need the aggregator. Sees ballots, never lengths or the gold answer."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
@@ -53,20 +54,39 @@ class Gate(Protocol):
         """Name in tables and results."""
         ...
 
-    def decide(self, votes: Sequence[int], pending: int) -> Decision:
-        """Judge one question from the answer codes so far (NO_ANSWER among them) and the calls pending."""
+    def decide(self, ballot: Ballot) -> Decision:
+        """Judge one question from the calls that ended and those pending.
+
+        What is decided with calls pending must be what would be decided however they end: WAIT otherwise.
+        """
         ...
 
-    def decide_all(self, votes: Ints) -> Ints:
-        """Judge finished questions at once.
+    def decide_all(self, ballots: Ballots) -> Ints:
+        """Judge finished questions at once: the accepted answer code or ``ASK``, shape (questions,).
 
-        ``votes`` has shape (questions, k), NO_ANSWER where a call gave none or was cancelled; returns the
-        accepted answer code or ``ASK``, shape (questions,). Equals ``decide`` on each row.
+        Equals ``decide`` on each.
         """
         ...
 
 
-def decide_each(gate: Gate, votes: Ints) -> Ints:
+@runtime_checkable
+class FittedGate(Protocol):
+    """A gate that chooses its rule from calibration questions before a run."""
+
+    info: dict[str, Any]
+    """What was fitted and how sure it is, as plain data for summary.json; ``message`` says it in a line."""
+
+    def fit(self, calibration: GateCalibration) -> Gate:
+        """The gate to run with. It must not depend on anything else, nor change this one."""
+        ...
+
+
+def fit_gate(gate: Gate, calibration: Callable[[], GateCalibration]) -> Gate:
+    """The gate itself, or what it becomes when it is one that is fitted."""
+    return gate.fit(calibration()) if isinstance(gate, FittedGate) else gate
+
+
+def decide_each(gate: Gate, ballots: Ballots) -> Ints:
     """``decide_all`` for a gate that has no faster way."""
-    decisions = (gate.decide(row, 0) for row in votes.tolist())
+    decisions = (gate.decide(ballots[question]) for question in range(len(ballots)))
     return np.array([d.answer if d.verdict is Verdict.ACCEPT else ASK for d in decisions], np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from mosaicsim.aggregation.base import ASK, Decision, GateOptions, Verdict
+from mosaicsim.workload.ballots import Ballot, Ballots
 from mosaicsim.workload.calls import NO_ANSWER, Ints
 
 
@@ -61,8 +61,9 @@ class Plurality:
         given = f"tau={self._options.tau:.3g}" + (", cancel" if self.cancels else "")
         return self._options.label or f"plurality({given})"
 
-    def decide(self, votes: Sequence[int], pending: int) -> Decision:
+    def decide(self, ballot: Ballot) -> Decision:
         """Accept as soon as no pending call can change the answer; ask as soon as none can make it one."""
+        votes, pending = ballot.answers, len(ballot.pending)
         k = len(votes) + pending
         ranked = Counter(v for v in votes if v != NO_ANSWER).most_common(2)
         best = ranked[0][1] if ranked else 0
@@ -75,8 +76,9 @@ class Plurality:
             return Decision(Verdict.ASK)
         return Decision(Verdict.WAIT)
 
-    def decide_all(self, votes: Ints) -> Ints:
+    def decide_all(self, ballots: Ballots) -> Ints:
         """See Gate."""
+        votes = ballots.answers
         k = votes.shape[1]
         given = votes != NO_ANSWER
         same = (votes[:, :, None] == votes[:, None, :]) & given[:, :, None]

@@ -25,6 +25,7 @@ from mosaicsim.analysis.study import (
     Progress,
     Replicate,
     add_speedups,
+    any_fitted,
     baseline_label,
     label_of,
     summarise,
@@ -275,6 +276,7 @@ class RealReplicate(Replicate):
             router=executed.scenario.policies(PolicyKind.ROUTER)[0].create(),
             prompt_tokens=lambda question, expert: len(self.dialogue.prompt(question, expert)),
             rng_streams=streams,
+            for_gates=any_fitted(executed.scenario),
         )
         super().__init__(executed.fleet, workload, streams, number)
         self.asked, self._executed = asked, executed
@@ -303,7 +305,7 @@ class RealReplicate(Replicate):
         outputs: OutputParts,
         tell: Callable[[int, int], None],
     ) -> tuple[Run, Ledger, list[dict[str, Any]]]:
-        policy, judge = scheduler.create(), gate.create()
+        policy, judge = scheduler.create(), self.gate(gate)
         workload = self.workload
         self.dialogue.begin(workload.calls)
         log = RunLog(len(workload.calls) + workload.n_questions)
@@ -426,6 +428,8 @@ def execute(scenario: Scenario, folder: Path, progress: Progress, *, resume: boo
     for replicate in replicates:
         for i, scheduler in enumerate(schedulers):
             replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
+        for gate in gates:
+            replicate.gate(gate)
     open_work(folder, _identity(executed), resume=resume)
 
     crew = Crew(executed.connect(), folder / WORKERS)
@@ -473,6 +477,8 @@ def check_execution(scenario: Scenario) -> list[str]:
     replicate = RealReplicate(executed, 0)
     for i, scheduler in enumerate(scenario.policies(PolicyKind.SCHEDULER)):
         replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
+    for gate in scenario.policies(PolicyKind.GATE):
+        replicate.gate(gate)
     return executed.notes
 
 

@@ -40,6 +40,7 @@ class Run:
     timeline: Columns
     gpu_time: dict[str, float]
     plan_info: dict[str, float | int | str]
+    gate_info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaicsim.aggregation.base import ASK
+from mosaicsim.aggregation.base import ASK, FittedGate, Gate, fit_gate
 from mosaicsim.analysis.bound import bound_of_run
 from mosaicsim.analysis.journal import Journal
 from mosaicsim.analysis.metrics import (
@@ -45,6 +45,7 @@ from mosaicsim.schedulers.base import (
 )
 from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
+from mosaicsim.workload.ballots import GateCalibration
 from mosaicsim.workload.build import build_workload
 from mosaicsim.workload.calls import NO_ANSWER, Bools, Ints, Workload
 from mosaicsim.workload.trace import Trace, read_trace
@@ -117,6 +118,7 @@ def _replicate(scenario: Scenario, fleet: Fleet, trace: Trace, number: int) -> R
         limit_questions=scenario.workload.questions,
         aggregator_calls=scenario.workload.aggregator_calls,
         rng_streams=streams,
+        for_gates=any_fitted(scenario),
     )
     for name in scenario.experts:
         if name not in workload.experts:
@@ -127,7 +129,14 @@ def _replicate(scenario: Scenario, fleet: Fleet, trace: Trace, number: int) -> R
     replicate = Replicate(fleet, workload, streams, number)
     for i, scheduler in enumerate(scenario.policies(PolicyKind.SCHEDULER)):
         replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
+    for gate in scenario.policies(PolicyKind.GATE):
+        replicate.gate(gate)
     return replicate
+
+
+def any_fitted(scenario: Scenario) -> bool:
+    """Whether a gate of the scenario is to be fitted to calibration questions."""
+    return any(isinstance(gate.create(), FittedGate) for gate in scenario.policies(PolicyKind.GATE))
 
 
 class Replicate:
@@ -139,10 +148,11 @@ class Replicate:
         self._sessions: SessionCache = {}
         self._bounds: dict[bytes, float] = {}
         self._plans: dict[str, Plan] = {}
+        self._gates: dict[str, Gate] = {}
 
     def run(self, scheduler: Policy, gate: Policy) -> Run:
         """One scheduler under one gate."""
-        policy, judge = scheduler.create(), gate.create()
+        policy, judge = scheduler.create(), self.gate(gate)
         orchestrator = Orchestrator(
             self.workload,
             self._fleet.pool,
@@ -181,6 +191,16 @@ class Replicate:
             check_plan(plan, problem, scheduler.label)
             self._plans[scheduler.label] = plan
         return self._plans[scheduler.label]
+
+    def gate(self, gate: Policy) -> Gate:
+        """The gate, fitted to the calibration questions if it is such a one; once, whatever the scheduler."""
+        if gate.label not in self._gates:
+            self._gates[gate.label] = fit_gate(gate.create(), self._gate_calibration)
+        return self._gates[gate.label]
+
+    def _gate_calibration(self) -> GateCalibration:
+        assert self.workload.gate_calibration is not None  # it is built where a gate is to be fitted
+        return self.workload.gate_calibration
 
     @cached_property
     def _profiled(self) -> Costs:
@@ -256,7 +276,7 @@ class Replicate:
         ``aggregated``, shape (questions,), says where the aggregator is right, and ``bound`` what no run can
         beat; None where they are not known.
         """
-        policy, judge = scheduler.create(), gate.create()
+        policy, judge = scheduler.create(), self.gate(gate)
         log, plan = orchestrator.log, orchestrator.plan
         n_workers = len(self._fleet.pool.workers)
         stage_s = orchestrator.expert_stage_s
@@ -302,6 +322,7 @@ class Replicate:
             timeline=timeline(log, workload.experts),
             gpu_time=by_state,
             plan_info=plan.info,
+            gate_info=judge.info if isinstance(judge, FittedGate) else {},
         )
 
 
@@ -352,7 +373,17 @@ def summarise(scenario: Scenario, runs: Sequence[Run], workloads: Sequence[Workl
             if r.gate == runs[0].gate
         ],
         "means": _means(runs),
-    }
+    } | _fitted(runs)
+
+
+def _fitted(runs: Sequence[Run]) -> dict[str, Any]:
+    """What each fitted gate chose in each replicate; nothing where the scenario has none."""
+    rows = [
+        {"gate": r.gate, "replicate": r.replicate, **r.gate_info}
+        for r in runs
+        if r.gate_info and r.scheduler == runs[0].scheduler
+    ]
+    return {"gates": rows} if rows else {}
 
 
 def _means(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -211,6 +211,9 @@ def _footnotes(result: Result, rows: list[Row], spread: bool) -> list[str]:
     notes.append(
         "idle: GPU time of the expert stage · pred. error: its forecast by the scheduler over what it took"
     )
+    for row in result.summary.get("gates", ()):
+        of = f" (replicate {row['replicate']})" if len(result.workloads) > 1 else ""
+        notes.append(f"{row['gate']}{of}: {row['message']}")
     if any(run.metrics.get("replanned") for run in result.runs):
         notes.append("workers were lost on the way: what was replanned is in summary.json, `replanned`")
     if any(row.sees_lengths for row in rows):

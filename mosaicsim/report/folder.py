@@ -237,6 +237,7 @@ def _read_runs(
 
     calls, timeline = (split_runs(pq.read_table(folder / name)) for name in (CALLS, TIMELINE))
     plans = {(plan.pop("scheduler"), plan.pop("replicate")): plan for plan in map(dict, summary["plans"])}
+    fits = {(fit.pop("gate"), fit.pop("replicate")): fit for fit in map(dict, summary.get("gates", ()))}
     runs = []
     for metrics in summary["runs"]:
         key = metrics["scheduler"], metrics["gate"], metrics["replicate"]
@@ -250,6 +251,7 @@ def _read_runs(
                 timeline=read_timeline(timeline[key], workload, workers),
                 gpu_time=metrics["gpu_time"],
                 plan_info=plans[metrics["scheduler"], metrics["replicate"]],
+                gate_info=fits.get((metrics["gate"], metrics["replicate"]), {}),
             )
         )
     return tuple(runs)

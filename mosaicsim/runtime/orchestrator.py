@@ -27,7 +27,8 @@ from mosaicsim.runtime.events import (
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import FAILED, FINISHED, PENDING, RunLog, SessionRow
 from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, Scheduler, WorkerView, check_plan
-from mosaicsim.workload.calls import Ints, Workload
+from mosaicsim.workload.ballots import Ballot, Ballots
+from mosaicsim.workload.calls import Floats, Ints, Workload
 
 AGGREGATOR = "aggregator"
 """The aggregator's name where an expert's name stands."""
@@ -184,10 +185,9 @@ class Orchestrator:
         """Pending calls of a question whose answer the gate accepts without them."""
         calls = self._calls_of[question]
         pending = calls[self.log.status[calls] == PENDING]
-        voted = calls[np.isin(self.log.status[calls], (FINISHED, FAILED))]
         if not len(pending):
             return []
-        decision = self._gate.decide(self.log.answer[voted].tolist(), len(pending))
+        decision = self._gate.decide(self._ballot(question))
         return pending.tolist() if decision.verdict is Verdict.ACCEPT else []
 
     # aggregator stage
@@ -195,14 +195,41 @@ class Orchestrator:
     def _aggregate(self, now: float) -> None:
         """The barrier: let the gate judge every question and queue the rest for the aggregator."""
         n = len(self._workload.calls)
-        self.accepted = self._gate.decide_all(self._votes())
+        self.accepted = self._gate.decide_all(self._ballots())
         self._aggregating = n + np.flatnonzero(self.accepted == ASK)
         self._dispatch_aggregator(now)
 
-    def _votes(self) -> Ints:
-        """Answers of the calls, shape (questions, k), NO_ANSWER where one was cancelled or failed."""
-        answers: Ints = self.log.answer[: len(self._workload.calls)]
-        return answers.reshape(self._workload.n_questions, -1)
+    # what the gate sees
+
+    def _ballot(self, question: int) -> Ballot:
+        """A question as it stands: the calls that finished or failed, and who is still to answer."""
+        calls = self._calls_of[question]
+        status, experts = self.log.status[calls], self._workload.calls.expert[calls]
+        ended = np.isin(status, (FINISHED, FAILED))
+        return Ballot(
+            answers=tuple(self.log.answer[calls[ended]].tolist()),
+            experts=tuple(experts[ended].tolist()),
+            confidences=tuple(self._confidences(calls[ended]).tolist()),
+            pending=tuple(experts[status == PENDING].tolist()),
+            category=self._workload.categories[question],
+        )
+
+    def _ballots(self) -> Ballots:
+        """Every question at the barrier; a call that was cancelled or failed gave no answer."""
+        workload, calls = self._workload, self._calls_of
+        return Ballots(
+            self.log.answer[calls],
+            workload.calls.expert[calls],
+            self._confidences(calls),
+            workload.categories,
+        )
+
+    def _confidences(self, calls: Ints) -> Floats:
+        """Confidence of calls that finished, NaN where it is unknown."""
+        known = self._workload.outcomes.confidence
+        if known is None:
+            return np.full(calls.shape, np.nan)
+        return np.where(self.log.status[calls] == FINISHED, known[calls], np.nan)
 
     def _dispatch_aggregator(self, now: float) -> None:
         """Deal the questions left to aggregator instances; finish when none is left."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
 from mosaicsim.errors import ScenarioError, TraceError
+from mosaicsim.workload.ballots import GateCalibration
 from mosaicsim.workload.block import Block, load_block, occurrence
-from mosaicsim.workload.build import RngStreams, calibration_of, describe_popularity, grades
+from mosaicsim.workload.build import RngStreams, calibration_of, describe_popularity, grades, routing_input
 from mosaicsim.workload.calls import NO_ANSWER, AggregatorCalls, CallTable, Ints, Outcomes, Workload
+from mosaicsim.workload.held_out import route_calibration
 from mosaicsim.workload.questions import Question, QuestionSet
 from mosaicsim.workload.routing import Router, RoutingInput
 from mosaicsim.workload.trace import Trace
@@ -27,14 +30,16 @@ def ask(
     router: Router[Any],
     prompt_tokens: PromptTokens,
     rng_streams: RngStreams,
+    for_gates: bool = False,
 ) -> Workload:
-    """Route the questions over the experts of the ``calibration`` trace.
+    """Route the questions over the experts of the ``calibration`` trace; ``for_gates`` as in build_workload.
 
     Raises ScenarioError or TraceError: a router that needs a recorded routing, or a calibration trace that
     holds nothing but the questions to be asked.
     """
     profiled = load_block(calibration, calibration.experts, None, rng_streams("length_skew"))
-    rows = profiled.of_questions(_others(calibration, questions))
+    held_out = _others(calibration, questions)
+    rows = profiled.of_questions(held_out)
     names = questions.categories
     graded, right = grades(names, profiled, rows)
     drawn = router.draw(
@@ -50,7 +55,7 @@ def ask(
         rng_streams("routing"),
     )
     labels = {"popularity": describe_popularity(drawn, len(profiled.experts), router)}
-    return unanswered(
+    workload = unanswered(
         questions.path.name.partition(".")[0],
         questions.questions,
         profiled,
@@ -59,6 +64,24 @@ def ask(
         prompt_tokens,
         labels,
     )
+    if not for_gates:
+        return workload
+    return replace(workload, gate_calibration=_for_gates(profiled, held_out, k, drawn, router, rng_streams))
+
+
+def _for_gates(
+    profiled: Block, held_out: Ints, k: int, drawn: Ints, router: Router[Any], rng_streams: RngStreams
+) -> GateCalibration:
+    """The calibration questions for gates; an aggregator that has no rows there is modelled, and labelled so.
+
+    Their confidences are left out: those of a real run's calls do not reach its gate.
+    """
+    routing = routing_input(profiled, held_out, k, profiled, profiled.of_questions(held_out))
+    source: Literal["recorded", "modelled"] = (
+        "modelled" if profiled.aggregator(held_out) is None else "recorded"
+    )
+    calibration = route_calibration(profiled, held_out, routing, drawn, router, source, rng_streams)
+    return calibration.without_confidences()
 
 
 def unanswered(

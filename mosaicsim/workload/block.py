@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mosaicsim.errors import TraceError
-from mosaicsim.workload.calls import Bools, Ints
+from mosaicsim.workload.calls import Bools, Floats, Ints
 from mosaicsim.workload.routing import DrawOptions, Router, RouterOptions
 from mosaicsim.workload.skew import Lengths, LengthSkew, skew_lengths
 
@@ -21,7 +21,10 @@ REPEAT_LOG_SD = 0.25
 
 @dataclass(frozen=True)
 class Columns:
-    """What calls are made from, each of shape (rows,); ``expert`` is -1 for the aggregator's rows."""
+    """What calls are made from, each of shape (rows,).
+
+    ``expert`` is -1 for the aggregator's rows, ``confidence`` NaN where there is none.
+    """
 
     question: Ints
     expert: Ints
@@ -30,6 +33,7 @@ class Columns:
     visible_tokens: Ints
     answer: Ints
     correct: Bools
+    confidence: Floats
 
     def take(self, rows: Ints) -> Columns:
         """Some of the rows."""
@@ -100,6 +104,7 @@ def load_block(
         visible_tokens=trace.ints("visible_tokens"),
         answer=trace.codes("answer"),
         correct=trace.bools("correct"),
+        confidence=trace.floats("confidence"),
     )
     if skew is not None:
         lengths = Lengths(

@@ -14,6 +14,7 @@ from mosaicsim.workload.aggregator_model import model_aggregator
 from mosaicsim.workload.block import Block, Columns, load_block, occurrence, pick
 from mosaicsim.workload.calls import AggregatorCalls, Bools, Calibration, CallTable, Ints, Outcomes, Workload
 from mosaicsim.workload.dealing import popularity
+from mosaicsim.workload.held_out import route_calibration
 from mosaicsim.workload.routing import Router, RoutingInput
 from mosaicsim.workload.skew import LengthSkew
 
@@ -57,25 +58,28 @@ def build_workload(
     limit_questions: int | None = None,
     aggregator_calls: AggregatorSource = "auto",
     rng_streams: RngStreams,
+    for_gates: bool = False,
 ) -> Workload:
     """Route ``trace`` and return its calls, ordered by question, then slot.
 
     ``rng_streams`` yields a generator by name, each asked for once: "calibration_split", "length_skew",
     "routing", "aggregator_model". ``limit_questions`` evaluates a random subset of that size.
     ``aggregator_calls`` says whether the trace's aggregator rows are used, modelled ones, or ("auto") the
-    trace's rows only with the routing they were recorded with.
+    trace's rows only with the routing they were recorded with. ``for_gates`` also routes the calibration
+    questions, for gates that are fitted, by streams of its own: "calibration_routing" and
+    "calibration_aggregator".
     Raises ScenarioError, TraceError or InfeasibleError, naming the trace or the option.
     """
     skew_rng, rng = rng_streams("length_skew"), rng_streams("routing")
     block = load_block(trace, trace.experts, skew, skew_rng)
     questions, held_out = _split(trace, calibration, limit_questions, rng_streams("calibration_split"))
-    if calibration.trace is None:
-        profiled, rows = block, block.of_questions(held_out)
-    else:
+    profiled = block
+    if calibration.trace is not None:
         profiled = _other_block(calibration.trace, block, skew, skew_rng)
-        rows = _unused_rows(calibration.trace, profiled, block, questions)
+        held_out = _unused_questions(calibration.trace, profiled, block, questions)
+    rows = profiled.of_questions(held_out)
 
-    drawn = router.draw(_routing_input(block, questions, k, profiled, rows), rng)
+    drawn = router.draw(routing_input(block, questions, k, profiled, rows), rng)
     calls, made_up = pick(block, questions, drawn, router, rng)
     source = _aggregator_source(aggregator_calls, block, questions, router)
     aggregator, origin = _aggregator(block, questions, calls, k, source, rng_streams("aggregator_model"))
@@ -88,6 +92,10 @@ def build_workload(
     if trace.nulls("correct")[~trace.is_aggregator].any():
         labels["accuracy"] = labels["delta_pp"] = "ungraded"
     labels["popularity"] = describe_popularity(drawn, len(block.experts), router)
+    gate_calibration = None
+    if for_gates:
+        routing = routing_input(profiled, held_out, k, profiled, rows)
+        gate_calibration = route_calibration(profiled, held_out, routing, drawn, router, source, rng_streams)
     categories = trace.of_question("category")
     return Workload(
         name=trace.name,
@@ -100,10 +108,13 @@ def build_workload(
             sample=occurrence(drawn).ravel(),
             prompt_tokens=calls.prompt_tokens,
         ),
-        outcomes=Outcomes(calls.output_tokens, calls.visible_tokens, calls.answer, calls.correct),
+        outcomes=Outcomes(
+            calls.output_tokens, calls.visible_tokens, calls.answer, calls.correct, calls.confidence
+        ),
         aggregator=aggregator,
         calibration=calibration_of(profiled, rows, drawn),
         labels=labels,
+        gate_calibration=gate_calibration,
     )
 
 
@@ -134,8 +145,8 @@ def _other_block(path: str, block: Block, skew: LengthSkew | None, rng: np.rando
     return load_block(read_trace(path), block.experts, skew, rng)
 
 
-def _unused_rows(path: str, profiled: Block, block: Block, questions: Ints) -> Ints:
-    """Expert rows of a calibration trace, less those of questions (by dataset and id) that are evaluated."""
+def _unused_questions(path: str, profiled: Block, block: Block, questions: Ints) -> Ints:
+    """Questions of a calibration trace, less those (by dataset and id) that are evaluated."""
     names = list(zip(block.trace.of_question("dataset"), block.trace.questions, strict=True))
     evaluated = {names[q] for q in questions.tolist()}
     others = zip(profiled.trace.of_question("dataset"), profiled.trace.questions, strict=True)
@@ -145,10 +156,10 @@ def _unused_rows(path: str, profiled: Block, block: Block, questions: Ints) -> I
             f"calibration.trace = {path}: every question of it is evaluated, "
             "and calibration must not see those"
         )
-    return profiled.of_questions(free)
+    return free
 
 
-def _routing_input(block: Block, questions: Ints, k: int, profiled: Block, rows: Ints) -> RoutingInput:
+def routing_input(block: Block, questions: Ints, k: int, profiled: Block, rows: Ints) -> RoutingInput:
     """What the router may see; grades only of the calibration ``rows`` of ``profiled``."""
     trace = block.trace
     recorded = block.recorded(questions)
@@ -185,7 +196,7 @@ def grades(names: Sequence[str], profiled: Block, rows: Ints) -> tuple[Ints, Int
 
 def _aggregator_source(
     asked: AggregatorSource, block: Block, questions: Ints, router: Router[Any]
-) -> AggregatorSource:
+) -> Literal["recorded", "modelled"]:
     """Settle "auto". Raises TraceError where rows are asked for that the trace has not."""
     has_rows = block.aggregator(questions) is not None
     if asked == "recorded" and not has_rows:

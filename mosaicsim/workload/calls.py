@@ -8,9 +8,13 @@ only of finished calls) and the marked oracle.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from mosaicsim.workload.ballots import GateCalibration
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -46,13 +50,15 @@ class Outcomes:
     """What the calls turned out to be; every column has shape (n,), aligned with a :class:`CallTable`.
 
     ``answer`` holds codes local to the workload (equal code, equal answer; ``NO_ANSWER`` where none was
-    extracted); ``visible_tokens`` is the text after the reasoning, which the aggregator reads.
+    extracted); ``visible_tokens`` is the text after the reasoning, which the aggregator reads. ``confidence``
+    is 0 to 1, NaN where a call has none; None: no call has one.
     """
 
     output_tokens: Ints
     visible_tokens: Ints
     answer: Ints
     correct: Bools
+    confidence: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Workload:
     Calls are ordered by question, k a question: call ``q * k + slot`` belongs to question q.
     ``experts`` is in first-seen order, the order in which round-robin deals experts to workers. ``labels``
     maps a figure ("aggregator_stage", "accuracy", ...) to "modelled" where it does not come from
-    recorded rows of the trace.
+    recorded rows of the trace. ``gate_calibration`` is there when a gate is to be fitted.
     """
 
     name: str
@@ -97,6 +103,7 @@ class Workload:
     aggregator: AggregatorCalls
     calibration: Calibration
     labels: dict[str, str] = field(default_factory=dict)
+    gate_calibration: GateCalibration | None = None
 
     @property
     def n_questions(self) -> int:

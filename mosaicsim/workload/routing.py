@@ -48,6 +48,19 @@ class RoutingInput:
         return self.n_questions * self.k
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The calibration questions as a router may see them, for routing them as if they were evaluated.
+
+    ``block`` is of these questions, its grades those of all of them. ``own_graded`` and ``own_right``
+    (questions, experts) are each question's own part in these, which must not decide how it is routed.
+    """
+
+    block: RoutingInput
+    own_graded: Ints
+    own_right: Ints
+
+
 class RouterOptions(StrictModel):
     """Base of every router's options."""
 
@@ -82,6 +95,17 @@ class Router(ABC, Generic[O]):
     def draw(self, block: RoutingInput, rng: np.random.Generator) -> Ints:
         """Index of the expert drawn in each slot, shape (questions, k)."""
 
+    def draw_calibration(self, held_out: HeldOut, drawn: Ints, rng: np.random.Generator) -> Ints:
+        """Draw for the calibration questions as ``drawn`` came about; shape (calibration questions, k).
+
+        By default each expert's share of the slots is that of ``drawn``, dealt at random.
+        """
+        block = held_out.block
+        shares = np.bincount(drawn.ravel(), minlength=len(block.experts)) / drawn.size
+        counts = whole_slots(shares, block.n_slots)
+        replacement = not isinstance(self.options, DrawOptions) or self.options.replacement
+        return deal(counts, block.experts, block.k, replacement, rng)
+
 
 class Recorded(Router[RouterOptions]):
     """The routing recorded with the trace."""
@@ -104,6 +128,12 @@ class Recorded(Router[RouterOptions]):
                 f"{block.source}: the recorded routing has k = {block.recorded.shape[1]}, not {block.k}"
             )
         return block.recorded
+
+    def draw_calibration(self, held_out: HeldOut, drawn: Ints, rng: np.random.Generator) -> Ints:
+        """The routing the calibration trace holds; where it holds none, dealt like the evaluated one."""
+        if held_out.block.recorded is None:
+            return super().draw_calibration(held_out, drawn, rng)
+        return self.draw(held_out.block, rng)
 
 
 class Uniform(Router[DrawOptions]):
@@ -149,6 +179,21 @@ class Skill(Router[SkillOptions]):
         weights = self.weigh(self.strength(block))
         return draw_weighted(weights[block.category], block.k, self.options.replacement, rng)
 
+    def draw_calibration(self, held_out: HeldOut, drawn: Ints, rng: np.random.Generator) -> Ints:
+        """See :meth:`Router.draw_calibration`: by the strengths that the other calibration questions show.
+
+        An evaluated question has no part in the strengths it is routed by, so neither may one of these.
+        """
+        block = held_out.block
+        graded = block.graded.sum(axis=0) - held_out.own_graded
+        right = block.right.sum(axis=0) - held_out.own_right
+        strength = self._shrunk(
+            block.graded[block.category] - held_out.own_graded,
+            block.right[block.category] - held_out.own_right,
+            right / np.maximum(graded, 1),
+        )
+        return draw_weighted(self.weigh(strength), block.k, self.options.replacement, rng)
+
     def strength(self, block: RoutingInput) -> Floats:
         """Shrunk accuracy, shape (categories, experts)."""
         graded, right = block.graded.sum(axis=0), block.right.sum(axis=0)
@@ -159,8 +204,11 @@ class Skill(Router[SkillOptions]):
                 f"of every expert, and '{expert}' has none"
             )
         prior = np.broadcast_to(right / graded, block.graded.shape)
-        weight = block.graded + self.options.shrinkage
-        pooled = block.right + self.options.shrinkage * prior
+        return self._shrunk(block.graded, block.right, prior)
+
+    def _shrunk(self, graded: Ints, right: Ints, prior: Floats) -> Floats:
+        weight = graded + self.options.shrinkage
+        pooled = right + self.options.shrinkage * prior
         return np.where(weight > 0, pooled / np.maximum(weight, 1e-12), prior)
 
     def weigh(self, strength: Floats) -> Floats:
