@@ -6,19 +6,34 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaicsim import plugins
 from mosaicsim.aggregation.base import ASK, Verdict, decide_each
 from mosaicsim.aggregation.registry import available, create
 from mosaicsim.errors import UserInputError
+from mosaicsim.workload.ballots import Ballot, Ballots
 from mosaicsim.workload.calls import NO_ANSWER
 
 A, B, C = 0, 1, 2
-ballots = st.integers(1, 5).flatmap(
+votes_of_a_batch = st.integers(1, 5).flatmap(
     lambda k: st.lists(st.lists(st.integers(NO_ANSWER, 3), min_size=k, max_size=k), min_size=1, max_size=8)
 )
+
+
+def ballots(votes: list[list[int]]) -> Ballots:
+    """Finished questions of distinct experts in one category."""
+    answers = np.array(votes, np.int64)
+    experts = np.broadcast_to(np.arange(answers.shape[1]), answers.shape)
+    return Ballots(answers, experts, np.full(answers.shape, np.nan), ("c",) * len(answers))
+
+
+def ballot(votes: list[int], pending: int = 0) -> Ballot:
+    n = len(votes)
+    return Ballot(tuple(votes), tuple(range(n)), (np.nan,) * n, tuple(range(n, n + pending)), "c")
+
+
 taus = st.sampled_from([1 / 3, 0.5, 2 / 3, "2/3", 0.6, 1.0])
 
 
@@ -37,7 +52,7 @@ taus = st.sampled_from([1 / 3, 0.5, 2 / 3, "2/3", 0.6, 1.0])
     ],
 )
 def test_plurality_on_finished_votes(tau: float | str, votes: list[int], accepted: int) -> None:
-    assert create("plurality", {"tau": tau}).decide_all(np.array([votes])).tolist() == [accepted]
+    assert create("plurality", {"tau": tau}).decide_all(ballots([votes])).tolist() == [accepted]
 
 
 @pytest.mark.parametrize(
@@ -55,30 +70,33 @@ def test_plurality_on_finished_votes(tau: float | str, votes: list[int], accepte
 def test_plurality_on_partial_votes(
     tau: float | str, votes: list[int], pending: int, verdict: Verdict
 ) -> None:
-    assert create("plurality", {"tau": tau}).decide(votes, pending).verdict is verdict
+    assert create("plurality", {"tau": tau}).decide(ballot(votes, pending)).verdict is verdict
 
 
-@given(taus, ballots)
+@settings(deadline=None)
+@given(taus, votes_of_a_batch)
 def test_both_ways_to_ask_agree(tau: float | str, votes: list[list[int]]) -> None:
     gate = create("plurality", {"tau": tau})
-    np.testing.assert_array_equal(gate.decide_all(np.array(votes)), decide_each(gate, np.array(votes)))
+    batch = ballots(votes)
+    np.testing.assert_array_equal(gate.decide_all(batch), decide_each(gate, batch))
 
 
+@settings(deadline=None)
 @given(taus, st.lists(st.integers(NO_ANSWER, 2), min_size=3, max_size=5), st.integers(1, 2))
 def test_an_early_decision_stands_whatever_comes(tau: float | str, votes: list[int], pending: int) -> None:
     """What is decided with calls pending is decided the same once they are in, however they vote."""
     gate = create("plurality", {"tau": tau})
     seen, rest = votes[:-pending], votes[-pending:]
-    early = gate.decide(seen, pending)
+    early = gate.decide(ballot(seen, pending))
     if early.verdict is not Verdict.WAIT:
-        assert gate.decide(seen + rest, 0) == early
+        assert gate.decide(ballot(seen + rest)) == early
 
 
 def test_always_asks() -> None:
     gate = create("always", {})
-    assert gate.decide([A, A, A], 0).verdict is Verdict.ASK
-    assert gate.decide([A], 2).verdict is Verdict.WAIT
-    assert gate.decide_all(np.zeros((2, 3), np.int64)).tolist() == [ASK, ASK]
+    assert gate.decide(ballot([A, A, A])).verdict is Verdict.ASK
+    assert gate.decide(ballot([A], 2)).verdict is Verdict.WAIT
+    assert gate.decide_all(ballots([[A] * 3] * 2)).tolist() == [ASK, ASK]
 
 
 def test_labels_tell_the_gates_apart() -> None:
@@ -89,7 +107,7 @@ def test_labels_tell_the_gates_apart() -> None:
         create("plurality", {"label": "mine"}).label,
     ]
     assert labels == ["plurality(tau=1)", "plurality(tau=0.667)", "plurality(tau=0.667, cancel)", "mine"]
-    assert set(available()) >= {"always", "plurality"}
+    assert set(available()) >= {"always", "plurality", "calibrated"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ OVERRIDES = [
     "workload.questions=60",
     "workload.routing=recorded",
     "schedulers=[round_robin, greedy]",
-    "gates=[always, {plurality: {tau: 2/3, cancel_pending: true}}]",
+    "gates=[{calibrated: {bound_pp: 5}}, {plurality: {tau: 2/3, cancel_pending: true}}]",
 ]
 
 

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosaicsim.aggregation.calibrated import Calibrated
 from mosaicsim.analysis.study import simulate
 from mosaicsim.errors import InfeasibleError, MosaicsimError, ProfileError, ScenarioError, TraceError
 from mosaicsim.scenario import load_scenario
 from mosaicsim.schedulers.base import Plan, Problem
 from mosaicsim.schedulers.round_robin import RoundRobin
+from mosaicsim.workload.ballots import Ballots, GateCalibration
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "scenarios" / "paper_mmlu_pro.yaml"
@@ -282,3 +284,102 @@ def test_streams_are_independent() -> None:
     }
     assert len(draws) == 8
     assert np.isfinite(list(draws)).all()
+
+
+# gates that are fitted
+
+SPLIT = [
+    "replicates=2",
+    "workload.routing=recorded",
+    "workload.calibration={share: 0.7}",
+    "schedulers=[round_robin, greedy]",
+]
+LENIENT = "{calibrated: {bound_pp: 3}}"
+
+
+def test_a_fitted_gate_says_what_it_chose_and_keeps_to_it() -> None:
+    result = simulate(load_scenario(PAPER, [*SPLIT, f"gates=[always, {LENIENT}, calibrated]"]))
+    fits = result.summary["gates"]
+    assert [(fit["gate"], fit["replicate"]) for fit in fits] == [
+        (gate, replicate)
+        for replicate in (0, 1)
+        for gate in ("calibrated(3 pp)", "calibrated(0.1 pp)")
+    ]  # fmt: skip
+    assert fits[0]["calibration_questions"] == 1470
+    for fit in fits:
+        (run,) = (
+            r
+            for r in result.runs
+            if (r.gate, r.replicate, r.scheduler) == (fit["gate"], fit["replicate"], "greedy")
+        )
+        assert run.gate_info["message"] == fit["message"]
+        assert (run.metrics["skip_rate"] > 0) is fit["supported"]
+        if fit["supported"]:
+            assert fit["loss_upper_pp"] <= fit["bound_pp"]
+            tested = fit["testing_skipped"] / fit["testing_questions"]
+            assert run.metrics["skip_rate"] == pytest.approx(tested, abs=0.08)
+    assert fits[0]["supported"]
+
+
+def test_a_fitted_gate_leaves_the_others_as_they_are() -> None:
+    without, among = (
+        simulate(load_scenario(PAPER, [*SPLIT, f"gates=[{gates}]"])).summary
+        for gates in ("always, plurality", f"always, plurality, {LENIENT}")
+    )
+    assert "gates" not in without
+    kept = [run for run in among["runs"] if not run["gate"].startswith("calibrated")]
+    assert json.dumps(kept) == json.dumps(without["runs"])
+    assert among["workloads"] == without["workloads"]
+
+
+def test_cancelling_under_a_fitted_gate_changes_no_answer() -> None:
+    gates = f"gates=[always, {LENIENT}, {{calibrated: {{bound_pp: 3, cancel_pending: true}}}}]"
+    for run in simulate(load_scenario(PAPER, [*SPLIT, gates, "schedulers=[greedy]"])).runs:
+        if run.gate == "calibrated(3 pp)":
+            plain = run
+        elif run.gate == "calibrated(3 pp, cancel)":
+            assert run.metrics["calls_cancelled"] > 0
+            for figure in ("skip_rate", "accuracy", "delta_pp", "delta_pp_ci95"):
+                assert run.metrics[figure] == plain.metrics[figure]
+            assert run.metrics["output_tokens"] < plain.metrics["output_tokens"]
+
+
+def test_a_gate_is_shown_no_grade_of_an_evaluated_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spy in the gate's place walks through all that it is fitted to and asked."""
+    shown: list[Any] = []
+    fit_for_real, judge_for_real = Calibrated.fit, Calibrated.decide_all
+
+    def fit(self: Calibrated, calibration: GateCalibration) -> Calibrated:
+        shown.append(calibration)
+        return fit_for_real(self, calibration)
+
+    def decide_all(self: Calibrated, ballots: Ballots) -> Any:
+        shown.append(ballots)
+        return judge_for_real(self, ballots)
+
+    monkeypatch.setattr(Calibrated, "fit", fit)
+    monkeypatch.setattr(Calibrated, "decide_all", decide_all)
+    result = simulate(load_scenario(PAPER, [*QUICK, "schedulers=[greedy]", "gates=[calibrated]"]))
+    workload = result.workloads[0]
+    secrets = [workload.outcomes.correct, workload.aggregator.correct, workload.outcomes.output_tokens]
+    arrays = [a for thing in shown for a in reachable(thing, set()) if isinstance(a, np.ndarray)]
+    assert len(arrays) > 8
+    for array in arrays:
+        for secret in secrets:
+            assert not np.shares_memory(array, secret)
+            assert array.size != secret.size or not np.array_equal(array.ravel(), secret)
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("{calibrated: {bound_pp: 0}}", "gates.0.calibrated.bound_pp: input should be greater than 0, got 0"),
+        ("{calibrated: {bound: 1}}", "gates.0.calibrated.bound: unknown key (did you mean 'bound_pp'?)"),
+        ("{calibrated: {confidence: 95}}", "gates.0.calibrated.confidence: input should be less than 1, got 95"),
+        ("{calibrated: {confidences: yes}}", "gates.0.calibrated.confidences: expected a number or a text"),
+    ],
+)  # fmt: skip
+def test_what_a_fitted_gate_cannot_be_is_said(gate: str, said: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario(PAPER, [*QUICK, f"gates=[{gate}]"])
+    assert said in str(caught.value)

@@ -6,11 +6,12 @@ from typing import Any
 
 from mosaicsim.aggregation.always import Always
 from mosaicsim.aggregation.base import Gate
+from mosaicsim.aggregation.calibrated import Calibrated
 from mosaicsim.aggregation.plurality import Plurality
 from mosaicsim.plugins import find_plugins, load_plugin
 
 GROUP = "mosaicsim.gates"
-BUILT_IN: dict[str, type[Any]] = {gate.name: gate for gate in (Always, Plurality)}
+BUILT_IN: dict[str, type[Any]] = {gate.name: gate for gate in (Always, Plurality, Calibrated)}
 
 
 def available() -> dict[str, type[Any]]:
