@@ -16,7 +16,9 @@ What one iteration does (``tests/naive_engine.py`` says the same thing step by s
   stall; otherwise a decode iteration, with the same preemption rule.
 
 A preempted call recomputes prompt and generated tokens when it returns. With ``prefix_caching``, calls
-of one prompt group share the full blocks of their prompt while one of them holds these blocks.
+of one prompt group share the full blocks of their prompt while one of them holds these blocks, and a
+preempted call finds again what is left of its own: free blocks are taken from the head of a queue, and a
+call's join its end last block first, as in vLLM's block pool, so what was computed first is lost last.
 
 The engine owns no clock: its time starts at 0 and a generator hands out the next moment of interest, so
 the same code runs a session in one go or in step with SimPy.
@@ -32,6 +34,7 @@ from math import inf, sqrt
 from typing import Literal
 
 from mosaicsim.errors import InfeasibleError
+from mosaicsim.executors.cached_blocks import CachedBlocks
 from mosaicsim.hardware.latency import StepTables
 
 _SHIFT = 32
@@ -174,7 +177,10 @@ class Engine:
         max_seqs, budget, bs = cfg.max_num_seqs, cfg.max_num_batched_tokens, cfg.block_size
         watermark, quarter = cfg.watermark_blocks, cfg.max_num_seqs / 4
         dec_base, dec_ctx = tables.decode_base, tables.decode_context
-        mix_base, mix_ctx, prefill_s = tables.mixed_base, tables.mixed_context, tables.prefill
+        mix_base, mix_ctx, mix_pair = tables.mixed_base, tables.mixed_context, tables.mixed_pair
+        prefill_s, tokens_s = tables.prefill, tables.tokens
+        if not v1:  # its prefills run alone
+            prefill_s = [s + tokens_s[tokens] for tokens, s in enumerate(prefill_s)]
         prompt, output, group, finish_step = self.prompt, self.output, self._group, self._finish_step
         start, first_token, finish = self.start, self.first_token, self.finish
         generated, preempted = self.generated, self.preempted
@@ -185,6 +191,8 @@ class Engine:
         fin: list[int] = []  # heap of finish steps, with leftovers of calls preempted or cancelled since
         hist = [0] * (2 * bs)
         holders: dict[int, int] = {}
+        cached = CachedBlocks()
+        findable = cached.runs  # empty but for preempted calls that wait: checked first, for speed
         t, S, B, C, F = 0.0, 0, 0, 0, cfg.num_gpu_blocks
         partial, partial_left = _NOT_RUNNING, 0
 
@@ -210,11 +218,20 @@ class Engine:
             F += release(row, (ctx + bs - 2) // bs)
 
         def drop_partial() -> int:
-            """Take the half-prefilled call out and return its row; what was prefilled of it is lost."""
+            """Take the half-prefilled call out of the batch and return its row."""
             nonlocal F, partial
             row, partial = partial, _NOT_RUNNING
             F += release(row, -(-(prompt[row] + generated[row]) // bs))
             return row
+
+        def preempt(row: int, computed: int, free: int) -> None:
+            """Send a call just dropped back to the head of the queue; ``free`` blocks were free before."""
+            preempted[row] += 1
+            stats.preemptions += 1
+            waiting.appendleft(row)
+            if sharing:
+                shared = (prompt[row] - 1) // bs if holders.get(group[row]) else 0
+                cached.append(row, shared, computed // bs, freed=F - free, free=free)
 
         def prefill_beyond(tokens: int) -> float:
             """Seconds for a prompt longer than the table, which only v0 runs in one iteration."""
@@ -263,11 +280,18 @@ class Engine:
 
             # form the iteration: go on with a chunk, admit; or preempt for the decodes
             fresh: list[int] = []  # calls whose prefill ends with this iteration
-            tokens = 0
+            tokens = behind = taken = 0
+            pairs = 0.0
             need = hist[S % bs]
             if not v1 or need <= F:
+                if findable and v1:
+                    cached.take(need)
+                    taken = need
                 if partial >= 0:
                     tokens = min(partial_left, budget - B)
+                    behind = prompt[partial] + generated[partial] - partial_left
+                    if mix_pair:
+                        pairs = tokens * (behind + tokens / 2)
                     partial_left -= tokens
                     if not partial_left:
                         fresh.append(partial)
@@ -280,10 +304,13 @@ class Engine:
                         row = waiting[0]
                         new = prompt[row] + generated[row]
                         blocks = -(-new // bs)
-                        if sharing and holders.get(group[row]):
-                            shared = (prompt[row] - 1) // bs
-                            blocks -= shared
-                            new -= shared * bs
+                        held = past = 0
+                        if sharing:
+                            if holders.get(group[row]):
+                                held = (prompt[row] - 1) // bs
+                                blocks -= held
+                            past = (cached.found(row, held) if findable else held) * bs
+                            new -= past
                         if blocks > room - watermark and (B or fresh or blocks > room):
                             break
                         if new > left and not v1 and fresh:
@@ -296,31 +323,41 @@ class Engine:
                         F -= blocks
                         room -= blocks
                         slots -= 1
+                        if findable:
+                            cached.take(blocks - cached.claim(row, held))
                         if new > left and v1:
                             partial, partial_left = row, new - left
                             new = left
                         else:
                             fresh.append(row)
+                        behind += past
+                        if mix_pair:
+                            pairs += new * (past + new / 2)
                         tokens += new
                         left -= new
             if need > F and not tokens:
                 while need > F:
+                    free = F
                     if partial >= 0:
-                        row = drop_partial()
-                    else:
+                        computed = prompt[partial] + generated[partial] - partial_left
+                        preempt(drop_partial(), computed, free)
+                        continue
+                    row = order.pop()
+                    while finish_step[row] < 0:
                         row = order.pop()
-                        while finish_step[row] < 0:
-                            row = order.pop()
-                        drop(row)
-                        need = hist[S % bs]
-                    preempted[row] += 1
-                    stats.preemptions += 1
-                    waiting.appendleft(row)
+                    drop(row)
+                    preempt(row, prompt[row] + generated[row] - 1, free)
+                    need = hist[S % bs]
 
             stats.spans += 1
             if tokens:
                 share = prefill_s[tokens] if tokens < len(prefill_s) else prefill_beyond(tokens)
-                dt = share + (mix_base[B] + mix_ctx * C if v1 else mix_base[0])
+                share += mix_ctx * behind + mix_pair * pairs
+                if v1:
+                    share += tokens_s[B + tokens] - tokens_s[B]
+                    dt = share + tokens_s[B] + mix_base[B] + mix_ctx * C
+                else:
+                    dt = share + mix_base[0]
                 while t + dt > horizon:
                     self.clock = t
                     horizon = yield t + dt
@@ -364,7 +401,10 @@ class Engine:
                     stats.decode_s += dt
                     stats.tail_since = inf
                 p = S % bs
-                F -= n // bs * B + sum(hist[p : p + n % bs])
+                grown = n // bs * B + sum(hist[p : p + n % bs])
+                F -= grown
+                if findable:
+                    cached.take(grown - taken)
                 t += dt
                 S += n
                 C += n * B
