@@ -41,6 +41,11 @@ class NaiveEngine:
     t: float = 0.0
     most_blocks: int = 0
     most_running: int = 0
+    free_queue: list[tuple[int, int] | None] = field(default_factory=list)
+    """Free blocks, next to be taken first: the (row, block) whose KV is still in them, or None."""
+
+    def __post_init__(self) -> None:
+        self.free_queue = [None] * self.config.num_gpu_blocks
 
     def run(self, sequences: list[Sequence], cancels: dict[int, float]) -> None:
         """Run all to the end; ``cancels`` maps a row to the moment its cancel is asked for."""
@@ -89,12 +94,40 @@ class NaiveEngine:
         if s.finish >= 0:
             return
         s.cancelled, s.finish = True, self.t
-        for queue in (self.running, self.waiting):
-            if s in queue:
-                queue.remove(s)
+        if s in self.running:
+            self.running.remove(s)
+            self.release(s)
+        elif s in self.waiting:
+            self.waiting.remove(s)
+
+    def held_by_twins(self, s: Sequence) -> int:
+        if self.shares(s) and any(r.group == s.group for r in self.running if r is not s):
+            return self.shared_blocks(s)
+        return 0
+
+    def release(self, s: Sequence) -> None:
+        """Give back the blocks of a sequence that is out of ``running``, last block first."""
+        full = s.computed // self.config.block_size if self.config.prefix_caching else 0
+        blocks = reversed(range(self.held_by_twins(s), s.blocks))
+        self.free_queue += [(s.row, i) if i < full else None for i in blocks]
+
+    def reuse(self, s: Sequence) -> int:
+        """Take what ``s`` finds of its own out of the free queue; how many of its first blocks are computed."""
+        found = self.found(s)
+        reused = [(s.row, i) for i in range(self.held_by_twins(s), found)]
+        left = [block for block in self.free_queue if block not in reused]
+        self.free_queue = [None if block and block[0] == s.row else block for block in left]
+        return found
+
+    def found(self, s: Sequence) -> int:
+        found = self.held_by_twins(s)
+        while (s.row, found) in self.free_queue:
+            found += 1
+        return found
 
     def preempt_last(self) -> None:
         victim = self.running.pop()
+        self.release(victim)
         victim.computed = victim.blocks = 0
         victim.decoding = False
         victim.preempted += 1
@@ -110,6 +143,7 @@ class NaiveEngine:
                 while self.blocks_for(s.tokens) > s.blocks:
                     if self.free_blocks() > 0:
                         s.blocks += 1
+                        self.free_queue.pop(0)
                         continue
                     self.preempt_last()
                     preempted = True
@@ -122,18 +156,17 @@ class NaiveEngine:
         admitted: list[tuple[Sequence, int]] = []
         while self.waiting and budget > 0 and len(self.running) < self.config.max_num_seqs:
             s = self.waiting[0]
-            cached = 0
-            if self.shares(s) and any(r.group == s.group for r in self.running):
-                cached = self.shared_blocks(s)
-            need = self.blocks_for(s.tokens) - cached
+            need = self.blocks_for(s.tokens) - self.held_by_twins(s)
             spare = self.free_blocks() - need
             if spare < 0 or (spare < self.config.watermark_blocks and self.running):
                 break
-            new = s.tokens - cached * self.config.block_size
+            new = s.tokens - self.found(s) * self.config.block_size
             if new > budget and not chunked and admitted:
                 break
             chunk = min(new, budget) if chunked else new
             self.waiting.pop(0)
+            reused = self.reuse(s) - self.held_by_twins(s)
+            del self.free_queue[: need - reused]
             self.running.append(s)
             s.blocks = self.blocks_for(s.tokens)
             s.computed = s.tokens - new
@@ -172,9 +205,12 @@ class NaiveEngine:
         tokens = sum(chunk for _, chunk in prefills)
         tables = self.tables
         if tokens:
-            self.t += tables.mixed_base[batch] + tables.prefill[tokens] + tables.mixed_context * context
+            context += sum(s.computed for s, _ in prefills)
+            pairs = sum(chunk * (s.computed + chunk / 2) for s, chunk in prefills)
+            self.t += tables.mixed_s(batch, tokens, context, pairs)
         else:
-            self.t += tables.decode_base[batch] + tables.decode_context * context
+            self.t += tables.decode_s(batch, context)
+        assert len(self.free_queue) == self.free_blocks()
         self.most_blocks = max(self.most_blocks, self.used_blocks())
         self.most_running = max(self.most_running, len(self.running))
         for s, chunk in prefills:
@@ -190,3 +226,4 @@ class NaiveEngine:
                 if s.generated == s.output:
                     s.finish = self.t
                     self.running.remove(s)
+                    self.release(s)

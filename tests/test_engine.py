@@ -10,16 +10,34 @@ from hypothesis import strategies as st
 from naive_engine import NaiveEngine, Sequence
 
 from mosaicsim.executors.engine import Engine, EngineConfig
-from mosaicsim.hardware.latency import HostOverhead, StepTables, TwoRegimeLatency
+from mosaicsim.hardware.latency import (
+    HostOverhead,
+    LatencyModel,
+    OperatorLatency,
+    StepTables,
+    TwoRegimeLatency,
+)
 
 # no two sums of these coincide, so no decision hangs on the last bit of a float
-LATENCY = TwoRegimeLatency(
-    0.01123456789, 0.0000331415926, 7.9794293e-8, 0.00825468, 0.00005005577, 0.0000540106247, 8.2135296e-8
+LATENCIES = (
+    TwoRegimeLatency(
+        0.01123456789, 0.0000331415926, 7.9794293e-8, 0.00825468, 0.00005005577, 0.0000540106247, 8.2135296e-8
+    ),
+    OperatorLatency(
+        batch=(1, 5, 9),
+        decode_s=(0.01123456789, 0.0121314151, 0.01282930313),
+        mixed_s=(0.00123456789, 0.00131313179, 0.00146146191),
+        tokens=(1, 20, 60),
+        tokens_s=(0.01011121314, 0.01191817161, 0.0192837465),
+        decode_per_context_token_s=7.9794293e-8,
+        mixed_per_context_token_s=1.22135296e-7,
+        mixed_per_pair_s=3.1415926e-7,
+    ),
 )
 
 
-def tables_for(config: EngineConfig) -> StepTables:
-    return LATENCY.compile(config.max_num_seqs, 4096, HostOverhead(0.00101, 0.0000123))
+def tables_for(config: EngineConfig, latency: LatencyModel) -> StepTables:
+    return latency.compile(config.max_num_seqs, 4096, HostOverhead(0.00101, 0.0000123))
 
 
 @st.composite
@@ -80,15 +98,15 @@ def drive(engine: Engine, cancels: dict[int, float]) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(workloads(), st.booleans())
+@given(workloads(), st.sampled_from(LATENCIES), st.booleans())
 def test_equals_the_stepwise_engine(
-    case: tuple[EngineConfig, list[Sequence], dict[int, float]], reactive: bool
+    case: tuple[EngineConfig, list[Sequence], dict[int, float]], latency: LatencyModel, reactive: bool
 ) -> None:
     config, sequences, cancels = case
-    engine = Engine(config, tables_for(config), reactive=reactive)
+    engine = Engine(config, tables_for(config, latency), reactive=reactive)
     load(engine, sequences)
     drive(engine, cancels)
-    naive = NaiveEngine(config, tables_for(config))
+    naive = NaiveEngine(config, tables_for(config, latency))
     naive.run(sequences, cancels)
 
     assert naive.most_blocks <= config.num_gpu_blocks

@@ -16,7 +16,9 @@ What one iteration does (``tests/naive_engine.py`` says the same thing step by s
   stall; otherwise a decode iteration, with the same preemption rule.
 
 A preempted call recomputes prompt and generated tokens when it returns. With ``prefix_caching``, calls
-of one prompt group share the full blocks of their prompt while one of them holds these blocks.
+of one prompt group share the full blocks of their prompt while one of them holds these blocks, and a
+preempted call finds again what is left of its own: blocks are freed last first to the end of the queue of free
+blocks and taken from its head, as in vLLM's block pool, so that what was computed first is lost last.
 
 The engine owns no clock: its time starts at 0 and a generator hands out the next moment of interest, so
 the same code runs a session in one go or in step with SimPy.
@@ -32,6 +34,7 @@ from math import inf, sqrt
 from typing import Literal
 
 from mosaicsim.errors import InfeasibleError
+from mosaicsim.executors.cached_blocks import CachedBlocks
 from mosaicsim.hardware.latency import StepTables
 
 _SHIFT = 32
@@ -174,7 +177,8 @@ class Engine:
         max_seqs, budget, bs = cfg.max_num_seqs, cfg.max_num_batched_tokens, cfg.block_size
         watermark, quarter = cfg.watermark_blocks, cfg.max_num_seqs / 4
         dec_base, dec_ctx = tables.decode_base, tables.decode_context
-        mix_base, mix_ctx, prefill_s = tables.mixed_base, tables.mixed_context, tables.prefill
+        mix_base, mix_ctx, mix_pair = tables.mixed_base, tables.mixed_context, tables.mixed_pair
+        prefill_s, tokens_s = tables.prefill, tables.tokens
         prompt, output, group, finish_step = self.prompt, self.output, self._group, self._finish_step
         start, first_token, finish = self.start, self.first_token, self.finish
         generated, preempted = self.generated, self.preempted
@@ -185,6 +189,7 @@ class Engine:
         fin: list[int] = []  # heap of finish steps, with leftovers of calls preempted or cancelled since
         hist = [0] * (2 * bs)
         holders: dict[int, int] = {}
+        cached = CachedBlocks()
         t, S, B, C, F = 0.0, 0, 0, 0, cfg.num_gpu_blocks
         partial, partial_left = _NOT_RUNNING, 0
 
@@ -210,15 +215,31 @@ class Engine:
             F += release(row, (ctx + bs - 2) // bs)
 
         def drop_partial() -> int:
-            """Take the half-prefilled call out and return its row; what was prefilled of it is lost."""
+            """Take the half-prefilled call out of the batch and return its row."""
             nonlocal F, partial
             row, partial = partial, _NOT_RUNNING
             F += release(row, -(-(prompt[row] + generated[row]) // bs))
             return row
 
-        def prefill_beyond(tokens: int) -> float:
-            """Seconds for a prompt longer than the table, which only v0 runs in one iteration."""
-            return prefill_s[-1] + (tokens + 1 - len(prefill_s)) * (prefill_s[-1] - prefill_s[-2])
+        def shared_blocks(row: int) -> int:
+            """Full prompt blocks of a call that twins of it hold."""
+            return (prompt[row] - 1) // bs if sharing and holders.get(group[row]) else 0
+
+        def preempt(row: int, computed: int, free: int) -> None:
+            """Send a call just dropped back to the head of the queue; ``free`` blocks were free before."""
+            preempted[row] += 1
+            stats.preemptions += 1
+            waiting.appendleft(row)
+            if sharing:
+                cached.append(row, shared_blocks(row), computed // bs, freed=F - free, free=free)
+
+        def matrices_s(tokens: int) -> float:
+            """Seconds by tokens of a prefill alone; only v0 runs one longer than the table."""
+            last = len(prefill_s) - 1
+            if tokens <= last:
+                return prefill_s[tokens] + tokens_s[tokens]
+            end, before = (prefill_s[i] + tokens_s[i] for i in (last, last - 1))
+            return end + (tokens - last) * (end - before)
 
         def steps_to(moment: float) -> int:
             """Fewest decode iterations (at least 1) after which the clock has reached ``moment``."""
@@ -263,11 +284,17 @@ class Engine:
 
             # form the iteration: go on with a chunk, admit; or preempt for the decodes
             fresh: list[int] = []  # calls whose prefill ends with this iteration
-            tokens = 0
+            tokens = behind = taken = 0
+            pairs = 0.0
             need = hist[S % bs]
             if not v1 or need <= F:
+                if v1 and cached:
+                    cached.take(need)
+                    taken = need
                 if partial >= 0:
                     tokens = min(partial_left, budget - B)
+                    behind = prompt[partial] + generated[partial] - partial_left
+                    pairs = tokens * (behind + tokens / 2)
                     partial_left -= tokens
                     if not partial_left:
                         fresh.append(partial)
@@ -280,10 +307,11 @@ class Engine:
                         row = waiting[0]
                         new = prompt[row] + generated[row]
                         blocks = -(-new // bs)
-                        if sharing and holders.get(group[row]):
-                            shared = (prompt[row] - 1) // bs
-                            blocks -= shared
-                            new -= shared * bs
+                        held = found = shared_blocks(row)
+                        if held or preempted[row]:
+                            found = cached.found(row, held)
+                            blocks -= held
+                            new -= found * bs
                         if blocks > room - watermark and (B or fresh or blocks > room):
                             break
                         if new > left and not v1 and fresh:
@@ -296,31 +324,40 @@ class Engine:
                         F -= blocks
                         room -= blocks
                         slots -= 1
+                        if cached:
+                            cached.take(blocks - cached.claim(row, held))
                         if new > left and v1:
                             partial, partial_left = row, new - left
                             new = left
                         else:
                             fresh.append(row)
+                        behind += found * bs
+                        pairs += new * (found * bs + new / 2)
                         tokens += new
                         left -= new
             if need > F and not tokens:
                 while need > F:
+                    free = F
                     if partial >= 0:
-                        row = drop_partial()
-                    else:
+                        computed = prompt[partial] + generated[partial] - partial_left
+                        preempt(drop_partial(), computed, free)
+                        continue
+                    row = order.pop()
+                    while finish_step[row] < 0:
                         row = order.pop()
-                        while finish_step[row] < 0:
-                            row = order.pop()
-                        drop(row)
-                        need = hist[S % bs]
-                    preempted[row] += 1
-                    stats.preemptions += 1
-                    waiting.appendleft(row)
+                    drop(row)
+                    preempt(row, prompt[row] + generated[row] - 1, free)
+                    need = hist[S % bs]
 
             stats.spans += 1
             if tokens:
-                share = prefill_s[tokens] if tokens < len(prefill_s) else prefill_beyond(tokens)
-                dt = share + (mix_base[B] + mix_ctx * C if v1 else mix_base[0])
+                attention = mix_ctx * behind + mix_pair * pairs
+                if v1:
+                    share = prefill_s[tokens] + tokens_s[B + tokens] - tokens_s[B] + attention
+                    dt = share + tokens_s[B] + mix_base[B] + mix_ctx * C
+                else:
+                    share = matrices_s(tokens) + attention
+                    dt = share + mix_base[0]
                 while t + dt > horizon:
                     self.clock = t
                     horizon = yield t + dt
@@ -364,7 +401,10 @@ class Engine:
                     stats.decode_s += dt
                     stats.tail_since = inf
                 p = S % bs
-                F -= n // bs * B + sum(hist[p : p + n % bs])
+                grown = n // bs * B + sum(hist[p : p + n % bs])
+                F -= grown
+                if cached:
+                    cached.take(grown - taken)
                 t += dt
                 S += n
                 C += n * B

@@ -1,13 +1,14 @@
 """How long one engine iteration takes, as a function of what is in it.
 
-An iteration is described by B decode sequences, P prefill tokens and C context tokens that the decode
-sequences attend to (the token being computed included). For a fixed B every form here is affine in C, so n
-equal decode iterations, in which C grows by B each time, cost an arithmetic series in closed form.
+An iteration is described by B decode sequences, P prefill tokens and C context tokens: those that the decode
+sequences attend to (the token being computed included), and those that prefilled chunks find computed already.
+For a fixed B every form here is affine in C, so n equal decode iterations, in which C grows by B each time,
+cost an arithmetic series in closed form.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
@@ -27,9 +28,11 @@ class StepTables:
     """A latency model compiled for one engine: plain lists, because the engine's inner loop indexes them.
 
     A decode-only step of B sequences over C context tokens takes ``decode_base[B] + decode_context * C``
-    seconds. A step that also prefills P tokens takes ``mixed_base[B] + prefill[P] + mixed_context * C``.
-    B counts the decode sequences of the step. ``decode_base`` and ``mixed_base`` have max_num_seqs + 1
-    entries, ``prefill`` has max_prefill_tokens + 1; host overhead is inside the bases.
+    seconds. A step that also prefills P tokens takes ``mixed_base[B] + prefill[P] + tokens[B + P] +
+    mixed_context * C + mixed_pair * pairs``. B counts the decode sequences of the step; a pair is a prefilled
+    token and a token before it that it attends to, c (h + c / 2) of them in a chunk of c tokens after h.
+    ``decode_base`` and ``mixed_base`` have max_num_seqs + 1 entries, ``prefill`` max_prefill_tokens + 1 and
+    ``tokens`` the sum of both + 1 (zeros where a form leaves it out); host overhead is inside the bases.
     """
 
     decode_base: list[float]
@@ -37,14 +40,25 @@ class StepTables:
     mixed_base: list[float]
     prefill: list[float]
     mixed_context: float
+    tokens: list[float] = field(default_factory=list)
+    mixed_pair: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Fill in ``tokens`` where a form has none."""
+        if not self.tokens:
+            self.tokens.extend([0.0] * (len(self.mixed_base) + len(self.prefill) - 1))
 
     def decode_s(self, batch: int, context_tokens: float) -> float:
         """Seconds of one decode-only step."""
         return self.decode_base[batch] + self.decode_context * context_tokens
 
-    def mixed_s(self, batch: int, prefill_tokens: int, context_tokens: float) -> float:
+    def mixed_s(
+        self, batch: int, prefill_tokens: int, context_tokens: float, pairs: float = 0.0
+    ) -> float:
         """Seconds of one step that decodes ``batch`` sequences and prefills ``prefill_tokens``."""
-        return self.mixed_base[batch] + self.prefill[prefill_tokens] + self.mixed_context * context_tokens
+        attention_s = self.mixed_context * context_tokens + self.mixed_pair * pairs
+        tokens_s = self.prefill[prefill_tokens] + self.tokens[batch + prefill_tokens]
+        return self.mixed_base[batch] + tokens_s + attention_s
 
     def decode_span_s(self, batch: int, context_tokens: float, steps: int) -> float:
         """Seconds of ``steps`` equal decode-only steps, the first of which sees ``context_tokens``.
@@ -119,10 +133,8 @@ class HingeLatency:
     """Streaming the weights is a floor under the arithmetic, which grows with every token of the step.
 
     ``max(floor_s, base_s + per_token_s (B + P)) + per_sequence_s B + per_context_token_s C
-    + per_prefill_token_squared_s P^2``, coefficients in seconds. Decode-only steps compile exactly. The
-    tables add a part of B to a part of P, which a hinge in B + P is not, so a step with prefill is taken on
-    the slope: exact from ``(floor_s - base_s) / per_token_s`` tokens on (53 for Llama-3.1-8B on an A100,
-    168 on an H100), at most ``floor_s - base_s`` too short below.
+    + per_prefill_token_squared_s P^2``, coefficients in seconds. For Llama-3.1-8B the floor ends at 53 tokens
+    on an A100, at 168 on an H100.
     """
 
     floor_s: float
@@ -135,15 +147,17 @@ class HingeLatency:
     def compile(self, max_num_seqs: int, max_prefill_tokens: int, host: HostOverhead) -> StepTables:
         """See :class:`LatencyModel`."""
         batch = np.arange(max_num_seqs + 1, dtype=np.float64)
-        tokens = np.arange(max_prefill_tokens + 1, dtype=np.float64)
+        prefill = np.arange(max_prefill_tokens + 1, dtype=np.float64)
+        step = np.arange(max_num_seqs + max_prefill_tokens + 1, dtype=np.float64)
+        matrices_s = np.maximum(self.floor_s, self.base_s + self.per_token_s * step)
         beside_s = self.per_sequence_s * batch + host.base_s + host.per_sequence_s * batch
-        slope_s = self.base_s + self.per_token_s * batch
         return StepTables(
-            decode_base=(np.maximum(self.floor_s, slope_s) + beside_s).tolist(),
+            decode_base=(matrices_s[: max_num_seqs + 1] + beside_s).tolist(),
             decode_context=self.per_context_token_s,
-            mixed_base=(slope_s + beside_s).tolist(),
-            prefill=(self.per_token_s * tokens + self.per_prefill_token_squared_s * tokens**2).tolist(),
+            mixed_base=beside_s.tolist(),
+            prefill=(self.per_prefill_token_squared_s * prefill**2).tolist(),
             mixed_context=self.per_context_token_s,
+            tokens=matrices_s.tolist(),
         )
 
     def scaled(self, *, decode: float, prefill: float, context: float) -> HingeLatency:
@@ -199,6 +213,55 @@ class TabulatedLatency:
             prefill_s=tuple(s * prefill for s in self.prefill_s),
             decode_per_context_token_s=self.decode_per_context_token_s * context,
             mixed_per_context_token_s=self.mixed_per_context_token_s * context,
+        )
+
+
+@dataclass(frozen=True)
+class OperatorLatency:
+    """Step times summed from the measured times of the operators in it; seconds.
+
+    At ``batch[i]`` decode sequences a decode-only step takes ``decode_s[i]``, and a step with prefill
+    ``mixed_s[i]`` plus ``tokens_s[j]`` for ``tokens[j]`` tokens of decode and prefill together, all without
+    attention to context. Each context token adds its own, and in a step with prefill each pair of a
+    prefilled token and one it attends to, so that long prompts cost what their attention does. Between and
+    beyond the points as in :class:`TabulatedLatency`.
+    """
+
+    batch: tuple[float, ...]
+    decode_s: tuple[float, ...]
+    mixed_s: tuple[float, ...]
+    tokens: tuple[float, ...]
+    tokens_s: tuple[float, ...]
+    decode_per_context_token_s: float
+    mixed_per_context_token_s: float
+    mixed_per_pair_s: float
+
+    def compile(self, max_num_seqs: int, max_prefill_tokens: int, host: HostOverhead) -> StepTables:
+        """See :class:`LatencyModel`."""
+        batch = np.arange(max_num_seqs + 1, dtype=np.float64)
+        step = np.arange(max_num_seqs + max_prefill_tokens + 1, dtype=np.float64)
+        host_s = host.base_s + host.per_sequence_s * batch
+        return StepTables(
+            decode_base=(_interpolate(batch, self.batch, self.decode_s) + host_s).tolist(),
+            decode_context=self.decode_per_context_token_s,
+            mixed_base=(_interpolate(batch, self.batch, self.mixed_s) + host_s).tolist(),
+            prefill=[0.0] * (max_prefill_tokens + 1),
+            mixed_context=self.mixed_per_context_token_s,
+            tokens=_interpolate(step, self.tokens, self.tokens_s).tolist(),
+            mixed_pair=self.mixed_per_pair_s,
+        )
+
+    def scaled(self, *, decode: float, prefill: float, context: float) -> OperatorLatency:
+        """See :class:`ScalableLatency`; attention of prefilled tokens is context."""
+        return OperatorLatency(
+            batch=self.batch,
+            decode_s=tuple(s * decode for s in self.decode_s),
+            mixed_s=tuple(s * prefill for s in self.mixed_s),
+            tokens=self.tokens,
+            tokens_s=tuple(s * prefill for s in self.tokens_s),
+            decode_per_context_token_s=self.decode_per_context_token_s * context,
+            mixed_per_context_token_s=self.mixed_per_context_token_s * context,
+            mixed_per_pair_s=self.mixed_per_pair_s * context,
         )
 
 
