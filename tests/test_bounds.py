@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaicsim.executors.engine import Engine, EngineConfig
-from mosaicsim.hardware.latency import HostOverhead, StepTables, TwoRegimeLatency
+from mosaicsim.hardware.latency import (
+    HostOverhead,
+    OperatorLatency,
+    ScalableLatency,
+    StepTables,
+    TwoRegimeLatency,
+)
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.workload.calls import CallTable, Ints
 
@@ -100,10 +108,16 @@ def test_only_finished_calls_and_unshared_prompts_are_charged() -> None:
 
 
 @st.composite
-def latencies(draw: st.DrawFn) -> TwoRegimeLatency:
+def latencies(draw: st.DrawFn) -> ScalableLatency:
     def up_to(most: float) -> float:
         return draw(st.floats(0.0, most))
 
+    if draw(st.booleans()):
+        tokens_s = sorted(up_to(0.02) for _ in range(3))
+        batches = [tuple(sorted(up_to(0.02) for _ in range(2))) for _ in range(2)]
+        return OperatorLatency(
+            (1, 6), *batches, (1, 10, 30), tuple(tokens_s), up_to(2e-5), up_to(2e-5), up_to(2e-5)
+        )
     return TwoRegimeLatency(
         up_to(0.02), up_to(0.002), up_to(2e-5), up_to(0.02), up_to(0.002), up_to(0.002), up_to(2e-5)
     )
@@ -113,7 +127,7 @@ def wrinkled(tables: StepTables, bumps: list[float]) -> StepTables:
     """The same tables with unequal steps up, so that they are neither convex nor concave."""
     rises = np.cumsum([bumps[i % len(bumps)] for i in range(len(tables.decode_base))])
     base = (np.array(tables.decode_base) + rises).tolist()
-    return StepTables(base, tables.decode_context, tables.mixed_base, tables.prefill, tables.mixed_context)
+    return replace(tables, decode_base=base)
 
 
 @settings(max_examples=250, deadline=None)
@@ -135,7 +149,7 @@ def test_no_engine_run_beats_the_bound(data: st.DataObject) -> None:
         for _, blocks, _ in devices
     ]
     bound_by = [
-        EngineLimits(tables, load_s, 4 * blocks, seqs, policy == "v1")
+        EngineLimits(tables, load_s, 4 * blocks, seqs, policy == "v1", caching)
         for tables, (_, blocks, load_s) in zip(compiled, devices, strict=True)
     ]
     expert = [draw(st.integers(0, n_experts - 1)) for _ in range(n)]

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from mosaicsim.executors.cached_blocks import CachedBlocks
 
 MOVES = st.lists(
-    st.tuples(
-        st.sampled_from(["preempt", "free", "take", "claim"]), st.integers(0, 12), st.integers(0, 4)
-    ),
+    st.tuples(st.sampled_from(["preempt", "free", "take", "claim"]), st.integers(0, 12), st.integers(0, 4)),
     max_size=40,
 )
 

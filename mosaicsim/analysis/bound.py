@@ -26,6 +26,7 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
                     kv_capacity_tokens=spec.config.num_gpu_blocks * spec.config.block_size,
                     max_num_seqs=spec.config.max_num_seqs,
                     mixes_prefill=spec.config.policy == "v1",
+                    keeps_blocks=spec.config.prefix_caching,
                 )
                 for spec in specs
             ]

@@ -1,4 +1,4 @@
-"""What a preempted call may find again: its KV blocks, in the queue of free blocks, until others take them."""
+"""What a preempted call may find again: its KV blocks among the free ones, until others take them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CachedBlocks:
         return bool(self._runs)
 
     def append(self, row: int, first: int, computed: int, *, freed: int, free: int) -> None:
-        """Row's blocks from ``first`` on were ``freed``, after ``free`` others; the first ``computed`` hold KV."""
+        """Blocks from ``first`` on were ``freed``, after ``free`` others; the first ``computed`` hold KV."""
         if computed <= first:
             return
         others = free - sum(run.ahead + run.end - run.first for run in self._runs)

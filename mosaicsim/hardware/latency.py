@@ -1,9 +1,9 @@
 """How long one engine iteration takes, as a function of what is in it.
 
-An iteration is described by B decode sequences, P prefill tokens and C context tokens: those that the decode
-sequences attend to (the token being computed included), and those that prefilled chunks find computed already.
-For a fixed B every form here is affine in C, so n equal decode iterations, in which C grows by B each time,
-cost an arithmetic series in closed form.
+An iteration is described by B decode sequences, P prefill tokens and C context tokens: those that the
+decode sequences attend to (the token being computed included), and those that the chunks being prefilled
+find computed already. For a fixed B every form here is affine in C, so n equal decode iterations, in which
+C grows by B each time, cost an arithmetic series in closed form.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class StepTables:
         """Seconds of one decode-only step."""
         return self.decode_base[batch] + self.decode_context * context_tokens
 
-    def mixed_s(
-        self, batch: int, prefill_tokens: int, context_tokens: float, pairs: float = 0.0
-    ) -> float:
+    def mixed_s(self, batch: int, prefill_tokens: int, context_tokens: float, pairs: float = 0.0) -> float:
         """Seconds of one step that decodes ``batch`` sequences and prefills ``prefill_tokens``."""
         attention_s = self.mixed_context * context_tokens + self.mixed_pair * pairs
         tokens_s = self.prefill[prefill_tokens] + self.tokens[batch + prefill_tokens]

@@ -10,12 +10,14 @@ Each part relaxes what every schedule must do, so their maximum is a bound. Why 
   tokens / max_num_seqs and attended / kv_capacity times. Either way a token costs an affine function of g.
 * A preempted call gets its next token out of recomputing its prefill instead, of at least the g tokens
   generated (its prompt may be shared). So a token never costs less than ``min(affine(g), prefill g)``.
+* With prefix caching it may recompute one token only, and attends to the others, which cost no less than
+  ``context`` each. Under V1 its step still holds at most max_num_seqs sequences, and pays the base for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,7 +30,8 @@ class EngineLimits:
     """What bounds an expert's engine on a worker: step costs, load time, sequences and KV tokens at once.
 
     ``mixes_prefill``: decodes may run in a step with prefill (vLLM's V1). Without it (V0) a prefill step
-    stands alone and pays its own base. No cost in ``tables`` may be negative.
+    stands alone and pays its own base. ``keeps_blocks``: a preempted call may find its own KV again (prefix
+    caching). No cost in ``tables`` may be negative.
     """
 
     tables: StepTables
@@ -36,6 +39,7 @@ class EngineLimits:
     kv_capacity_tokens: int
     max_num_seqs: int
     mixes_prefill: bool = True
+    keeps_blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,37 +162,85 @@ def _spread(work: dict[int, Floats], load: dict[int, Floats], workers: Ints) -> 
 
 def call_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
     """Least engine time each call takes up, whatever it is batched with; shape (n,)."""
+    return max((_separable_work_s(calls, one) for one in _separable(engine)), key=np.sum)
+
+
+def _separable_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
+    """:func:`call_work_s` for tables without a part by tokens."""
     decodes = np.maximum(calls.output_tokens - 1, 0)
     own_prompt = np.where(calls.charged, calls.prompt_tokens, 0.0)
     triangle = decodes * (decodes + 1) / 2
     stored = float((decodes * own_prompt + triangle).sum())
     (step_s, context), rate = _decode_steps(engine), _prefill_rate(engine)
+    if engine.keeps_blocks:
+        context = min(context, rate)
     full, capacity = float(engine.max_num_seqs), float(engine.kv_capacity_tokens)
     mean_batch = min(full, float(decodes.sum()) * capacity / stored) if stored else full
     best = np.zeros(len(decodes))
     # the base is paid for each full batch of sequences, or for each KV cache full of attended tokens
     for batch, a_token, a_context in ((full, 1 / full, 0.0), (mean_batch, 0.0, 1 / capacity)):
         base, slope = _line_below(step_s, batch)
-        first = base * (a_token + a_context * own_prompt) + slope + context * calls.prompt_tokens
+        if engine.keeps_blocks and engine.mixes_prefill:
+            base, slope = min(base, engine.tables.mixed_base[0]), min(slope, rate - context)
+        share = base * (a_token + a_context * own_prompt) + slope
         growth = base * a_context + context
-        seconds = decodes * first + growth * triangle - _positive_sum(first, growth - rate, decodes)
+        seconds = decodes * (share + context * calls.prompt_tokens) + growth * triangle
+        if not engine.keeps_blocks:
+            first = share + context * calls.prompt_tokens
+            seconds -= _positive_sum(first, growth - rate, decodes)
+        elif not engine.mixes_prefill:
+            spared = np.maximum(share - (rate - context), 0.0)
+            seconds -= _positive_sum(spared, base * a_context, decodes)
         best = max(best, seconds, key=np.sum)
     work: Floats = best + rate * own_prompt
     return work
 
 
+def _separable(engine: EngineLimits) -> list[EngineLimits]:
+    """The engine with tables below its own that have no part by tokens.
+
+    A line ``base + slope T`` below that part splits into one of B and one of P. Two lines are tried: the
+    level of the weights that every step streams, and the steepest, which charges each token its arithmetic.
+    """
+    tables = engine.tables
+    if not any(tables.tokens):
+        return [engine]
+    step_s = np.array(tables.tokens[1:])
+    lines = (float(step_s.min()), 0.0), _line_below(step_s, len(step_s))
+    return [replace(engine, tables=_split(tables, base, slope)) for base, slope in lines]
+
+
+def _split(tables: StepTables, base: float, slope: float) -> StepTables:
+    """Tables with ``base + slope T`` in place of their part by tokens T = B + P."""
+    return replace(
+        tables,
+        mixed_base=[s + base + slope * b for b, s in enumerate(tables.mixed_base)],
+        prefill=[s + slope * p for p, s in enumerate(tables.prefill)],
+        tokens=[],
+    )
+
+
 def longest_call_s(calls: ExpertCalls, engine: EngineLimits, *, prompt_shared: bool) -> float:
     """Least time of the call with most output tokens, from its first step to its last.
 
-    Token g + 1 costs a step of at least one sequence, or one that recomputes at least g tokens.
+    Token g + 1 costs a step of at least one sequence, or one that recomputes at least g tokens, or with
+    blocks kept one token, and attends to the others.
     """
+    return max(_separable_call_s(calls, one, prompt_shared) for one in _separable(engine))
+
+
+def _separable_call_s(calls: ExpertCalls, engine: EngineLimits, prompt_shared: bool) -> float:
+    """:func:`longest_call_s` for tables without a part by tokens."""
     i = int(np.argmax(calls.output_tokens))
     generated = np.arange(1, int(calls.output_tokens[i]))
     context = calls.prompt_tokens[i] + generated
     tables, rate = engine.tables, _least_rate(engine.tables.prefill)
+    recomputed_s = rate * generated
+    if engine.keeps_blocks:
+        recomputed_s = rate + min(tables.mixed_context, rate) * (context - 1)
     step_s = np.minimum(
         min(tables.decode_base[1:]) + tables.decode_context * context,
-        min(tables.mixed_base) + rate * generated,
+        min(tables.mixed_base) + recomputed_s,
     )
     if engine.mixes_prefill:
         step_s = np.minimum(step_s, min(tables.mixed_base[1:]) + tables.mixed_context * context)
@@ -201,7 +253,8 @@ def _decode_steps(engine: EngineLimits) -> tuple[Floats, float]:
     tables, end = engine.tables, engine.max_num_seqs + 1
     decode = np.array(tables.decode_base[1:end])
     if not engine.mixes_prefill:
-        return decode, tables.decode_context
+        kept = tables.mixed_context if engine.keeps_blocks else tables.decode_context
+        return decode, min(tables.decode_context, kept)
     return np.minimum(decode, tables.mixed_base[1:end]), min(tables.decode_context, tables.mixed_context)
 
 
