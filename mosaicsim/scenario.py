@@ -208,7 +208,7 @@ def load_scenario(path: Path, overrides: Iterable[str] = ()) -> Scenario:
     """
     raw = read_mapping(path, "scenario", ScenarioError)
     for override in overrides:
-        _override(raw, override)
+        apply_override(raw, override)
     try:
         scenario = Scenario.model_validate(raw)
     except ValidationError as error:
@@ -232,8 +232,11 @@ def dump_scenario(scenario: Scenario) -> str:
     return yaml.safe_dump(resolved(scenario), sort_keys=False, allow_unicode=True, width=100)
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    """Apply one ``path=value``, the value being YAML; a policy given by name becomes a mapping on the way."""
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Apply one ``path=value``, the value being YAML; a policy given by name becomes a mapping on the way.
+
+    Raises ScenarioError: no path or value in it, or a path that leads nowhere in ``raw``.
+    """
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ScenarioError(f"--set {override!r}: expected path=value, as in --set cluster.hosts.0.gpus=8")

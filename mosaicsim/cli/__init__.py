@@ -18,6 +18,8 @@ VERBS = {
     "execute": "Run a scenario on real vLLM engines.",
     "plot": "Remake the plots of a result folder.",
     "trace": "Generate, import, inspect and validate traces.",
+    "validate": "Hold the simulation against a real run.",
+    "profile": "Make a profile file: what a model costs on a device.",
     "schedulers": "List the schedulers and their options.",
     "profiles": "List the models and devices that are profiled.",
     "schema": "Print the JSON schema of a scenario.",

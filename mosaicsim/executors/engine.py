@@ -17,8 +17,8 @@ What one iteration does (``tests/naive_engine.py`` says the same thing step by s
 
 A preempted call recomputes prompt and generated tokens when it returns. With ``prefix_caching``, calls
 of one prompt group share the full blocks of their prompt while one of them holds these blocks, and a
-preempted call finds again what is left of its own: free blocks are taken from the head of a queue and a call's
-blocks join its end last block first, as in vLLM's block pool, so that what was computed first is lost last.
+preempted call finds again what is left of its own: free blocks are taken from the head of a queue, and a
+call's join its end last block first, as in vLLM's block pool, so what was computed first is lost last.
 
 The engine owns no clock: its time starts at 0 and a generator hands out the next moment of interest, so
 the same code runs a session in one go or in step with SimPy.

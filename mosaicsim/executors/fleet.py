@@ -124,15 +124,7 @@ class Fleet:
     def _engine(self, name: str, device: str, tp: int) -> EngineSpec:
         settings, profile = self._scenario.engine, self.profile_of(name, device, tp)
         blocks = settings.num_gpu_blocks or profile.kv_capacity_tokens // settings.block_size
-        config = EngineConfig(
-            policy=settings.policy,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.batched_tokens,
-            block_size=settings.block_size,
-            num_gpu_blocks=blocks,
-            watermark_blocks=math.floor(_watermark(settings) * blocks),
-            prefix_caching=_prefix_caching(settings),
-        )
+        config = engine_config(settings, blocks)
         tables = profile.latency.compile(
             settings.max_num_seqs, settings.batched_tokens, self._host_overhead(self.section_of(name))
         )
@@ -181,6 +173,19 @@ def _sampled(mtbf_s: float, down_s: float, streams: Streams, worker: int) -> Ite
         at += rng.exponential(mtbf_s)
         yield Failure(at, down_s)
         at += down_s
+
+
+def engine_config(settings: EngineSection, num_gpu_blocks: int) -> EngineConfig:
+    """The engine that ``settings`` describe, with so many blocks of KV cache."""
+    return EngineConfig(
+        policy=settings.policy,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.batched_tokens,
+        block_size=settings.block_size,
+        num_gpu_blocks=num_gpu_blocks,
+        watermark_blocks=math.floor(_watermark(settings) * num_gpu_blocks),
+        prefix_caching=_prefix_caching(settings),
+    )
 
 
 def _watermark(settings: EngineSection) -> float:

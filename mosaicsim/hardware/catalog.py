@@ -77,6 +77,23 @@ class Catalog:
         """The catalog's own name of a model, whatever its case or alias."""
         return _resolve("model", name, self.models)
 
+    def addressed(self, name: str) -> tuple[str, str, str | None]:
+        """Device, model and timing that ``device/model`` or ``device/model/timing`` means.
+
+        Raises ProfileError: it has another shape, or a part is unknown.
+        """
+        device, slash, rest = name.partition("/")
+        if not slash or not rest:
+            raise ProfileError(
+                f"profile '{name}': expected a profile file, or a name as rtx-4090/llama-3.1-8b"
+            )
+        device = self.device_name(device)
+        model, slash, timing = rest.rpartition("/")
+        known = {n for timings in self.timings.values() for n in timings}
+        if slash and timing in known:
+            return device, self.model_name(model), timing
+        return device, self.model_name(rest), None
+
     def architecture(self, model: str) -> Architecture:
         """Architecture of a model."""
         entry = self.models[self.model_name(model)]

@@ -6,10 +6,14 @@ The package's own data and a user's additions have the same schema; a file holds
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,11 +26,12 @@ from pydantic import (
 )
 
 from mosaicsim.document import read_mapping
-from mosaicsim.errors import ProfileError, nearest
+from mosaicsim.errors import OutputError, ProfileError, nearest
 from mosaicsim.hardware.architecture import Architecture
 from mosaicsim.hardware.latency import (
     HingeLatency,
     HostOverhead,
+    OperatorLatency,
     ScalableLatency,
     TabulatedLatency,
     TwoRegimeLatency,
@@ -201,7 +206,44 @@ class TabulatedTiming(_Timing):
         )
 
 
-Timing = Annotated[TwoRegimeTiming | HingeTiming | TabulatedTiming, Field(discriminator="form")]
+class OperatorTiming(_Timing):
+    """See :class:`~mosaicsim.hardware.latency.OperatorLatency`."""
+
+    form: Literal["operators"]
+    batch: Points
+    decode_ms: Values
+    mixed_ms: Values
+    tokens: Points
+    tokens_ms: Values
+    decode_per_context_token_ms: NonNegativeFloat
+    mixed_per_context_token_ms: NonNegativeFloat
+    mixed_per_pair_ms: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _aligned(self) -> OperatorTiming:
+        if not len(self.batch) == len(self.decode_ms) == len(self.mixed_ms):
+            raise ValueError("'batch', 'decode_ms' and 'mixed_ms' must have the same length")
+        if len(self.tokens) != len(self.tokens_ms):
+            raise ValueError("'tokens' and 'tokens_ms' must have the same length")
+        return self
+
+    def latency(self) -> ScalableLatency:
+        """The latency model, in seconds."""
+        return OperatorLatency(
+            batch=self.batch,
+            decode_s=tuple(ms * MS for ms in self.decode_ms),
+            mixed_s=tuple(ms * MS for ms in self.mixed_ms),
+            tokens=self.tokens,
+            tokens_s=tuple(ms * MS for ms in self.tokens_ms),
+            decode_per_context_token_s=self.decode_per_context_token_ms * MS,
+            mixed_per_context_token_s=self.mixed_per_context_token_ms * MS,
+            mixed_per_pair_s=self.mixed_per_pair_ms * MS,
+        )
+
+
+Timing = Annotated[
+    TwoRegimeTiming | HingeTiming | TabulatedTiming | OperatorTiming, Field(discriminator="form")
+]
 
 
 class TensorParallel(Entry):
@@ -240,7 +282,7 @@ class ProfileFile(Entry):
 ENTRIES_OF_SECTION: Mapping[str, tuple[type[BaseModel], ...]] = {
     "devices": (Device, Quantity),
     "models": (Model, Architecture),
-    "timings": (TwoRegimeTiming, HingeTiming, TabulatedTiming, MixedLine),
+    "timings": (TwoRegimeTiming, HingeTiming, TabulatedTiming, OperatorTiming, MixedLine),
     "tensor_parallel": (TensorParallel, Quantity),
     "engines": (Engine,),
 }
@@ -259,6 +301,30 @@ def load_profile_file(path: Path | str) -> ProfileFile:
         return ProfileFile.model_validate(read_mapping(path, "profile", ProfileError))
     except ValidationError as error:
         raise ProfileError(f"{path}: {_first_complaint(error)}") from None
+
+
+def dump_timings(timings: Iterable[Timing]) -> str:
+    """YAML of a profile file that holds ``timings`` only."""
+    content = {"timings": [t.model_dump(mode="json", exclude_defaults=True) for t in timings]}
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
+
+
+def write_profile_file(path: Path, content: str) -> None:
+    """Write a profile file whole or not at all. Raises OutputError; only a file of YAML is replaced."""
+    if path.exists() and not (path.is_file() and path.suffix in (".yaml", ".yml")):
+        raise OutputError(f"{path}: is there and is not replaced: not a .yaml file")
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".profile-", suffix=".tmp", dir=path.resolve().parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            os.fchmod(handle, 0o644)
+            file.write(content)
+        os.replace(temporary, path)
+    except OSError as problem:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        raise OutputError(f"{path}: cannot write the profile: {problem.strerror}") from None
 
 
 def _first_complaint(error: ValidationError) -> str:
