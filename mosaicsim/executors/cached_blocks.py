@@ -23,46 +23,44 @@ class CachedBlocks:
     """
 
     def __init__(self) -> None:
-        self._runs: list[_Run] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._runs)
+        """An empty queue; ``runs`` is the same list throughout, empty while nothing can be found again."""
+        self.runs: list[_Run] = []
 
     def append(self, row: int, first: int, computed: int, *, freed: int, free: int) -> None:
         """Blocks from ``first`` on were ``freed``, after ``free`` others; the first ``computed`` hold KV."""
         if computed <= first:
             return
-        others = free - sum(run.ahead + run.end - run.first for run in self._runs)
-        self._runs.append(_Run(row, first, computed, others + freed - (computed - first)))
+        others = free - sum(run.ahead + run.end - run.first for run in self.runs)
+        self.runs.append(_Run(row, first, computed, others + freed - (computed - first)))
 
     def take(self, blocks: int) -> None:
         """Take blocks from the head of the queue; what they held is gone."""
-        while blocks and self._runs:
-            head = self._runs[0]
+        while blocks and self.runs:
+            head = self.runs[0]
             others = min(blocks, head.ahead)
             head.ahead -= others
             own = min(blocks - others, head.end - head.first)
             head.end -= own
             blocks -= others + own
             if head.end == head.first:
-                del self._runs[0]
+                del self.runs[0]
 
     def found(self, row: int, held: int) -> int:
         """How many first blocks of ``row`` are computed: ``held`` ones that twins hold, then its own."""
-        run = next((run for run in self._runs if run.row == row), None)
+        run = next((run for run in self.runs if run.row == row), None)
         return held if run is None or run.first > held else max(held, run.end)
 
     def claim(self, row: int, held: int) -> int:
         """Take those of its own that ``row`` finds out of the queue; returns how many."""
-        place = next((i for i, run in enumerate(self._runs) if run.row == row), None)
+        place = next((i for i, run in enumerate(self.runs) if run.row == row), None)
         if place is None:
             return 0
-        run = self._runs.pop(place)
+        run = self.runs.pop(place)
         claimed = max(run.end - held, 0) if run.first <= held else 0
         self._pass_on(place, run.ahead + run.end - run.first - claimed)
         return claimed
 
     def _pass_on(self, place: int, others: int) -> None:
         """Blocks before a run that is gone stand before the next one; behind the last they need no count."""
-        if place < len(self._runs):
-            self._runs[place].ahead += others
+        if place < len(self.runs):
+            self.runs[place].ahead += others

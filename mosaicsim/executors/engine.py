@@ -179,6 +179,8 @@ class Engine:
         dec_base, dec_ctx = tables.decode_base, tables.decode_context
         mix_base, mix_ctx, mix_pair = tables.mixed_base, tables.mixed_context, tables.mixed_pair
         prefill_s, tokens_s = tables.prefill, tables.tokens
+        if not v1:  # its prefills run alone
+            prefill_s = [s + tokens_s[tokens] for tokens, s in enumerate(prefill_s)]
         prompt, output, group, finish_step = self.prompt, self.output, self._group, self._finish_step
         start, first_token, finish = self.start, self.first_token, self.finish
         generated, preempted = self.generated, self.preempted
@@ -190,6 +192,7 @@ class Engine:
         hist = [0] * (2 * bs)
         holders: dict[int, int] = {}
         cached = CachedBlocks()
+        findable = cached.runs  # empty but for preempted calls that wait: checked first, for speed
         t, S, B, C, F = 0.0, 0, 0, 0, cfg.num_gpu_blocks
         partial, partial_left = _NOT_RUNNING, 0
 
@@ -221,25 +224,18 @@ class Engine:
             F += release(row, -(-(prompt[row] + generated[row]) // bs))
             return row
 
-        def shared_blocks(row: int) -> int:
-            """Full prompt blocks of a call that twins of it hold."""
-            return (prompt[row] - 1) // bs if sharing and holders.get(group[row]) else 0
-
         def preempt(row: int, computed: int, free: int) -> None:
             """Send a call just dropped back to the head of the queue; ``free`` blocks were free before."""
             preempted[row] += 1
             stats.preemptions += 1
             waiting.appendleft(row)
             if sharing:
-                cached.append(row, shared_blocks(row), computed // bs, freed=F - free, free=free)
+                shared = (prompt[row] - 1) // bs if holders.get(group[row]) else 0
+                cached.append(row, shared, computed // bs, freed=F - free, free=free)
 
-        def matrices_s(tokens: int) -> float:
-            """Seconds by tokens of a prefill alone; only v0 runs one longer than the table."""
-            last = len(prefill_s) - 1
-            if tokens <= last:
-                return prefill_s[tokens] + tokens_s[tokens]
-            end, before = (prefill_s[i] + tokens_s[i] for i in (last, last - 1))
-            return end + (tokens - last) * (end - before)
+        def prefill_beyond(tokens: int) -> float:
+            """Seconds for a prompt longer than the table, which only v0 runs in one iteration."""
+            return prefill_s[-1] + (tokens + 1 - len(prefill_s)) * (prefill_s[-1] - prefill_s[-2])
 
         def steps_to(moment: float) -> int:
             """Fewest decode iterations (at least 1) after which the clock has reached ``moment``."""
@@ -288,13 +284,14 @@ class Engine:
             pairs = 0.0
             need = hist[S % bs]
             if not v1 or need <= F:
-                if v1 and cached:
+                if findable and v1:
                     cached.take(need)
                     taken = need
                 if partial >= 0:
                     tokens = min(partial_left, budget - B)
                     behind = prompt[partial] + generated[partial] - partial_left
-                    pairs = tokens * (behind + tokens / 2)
+                    if mix_pair:
+                        pairs = tokens * (behind + tokens / 2)
                     partial_left -= tokens
                     if not partial_left:
                         fresh.append(partial)
@@ -307,11 +304,13 @@ class Engine:
                         row = waiting[0]
                         new = prompt[row] + generated[row]
                         blocks = -(-new // bs)
-                        held = found = shared_blocks(row)
-                        if held or preempted[row]:
-                            found = cached.found(row, held)
-                            blocks -= held
-                            new -= found * bs
+                        held = past = 0
+                        if sharing:
+                            if holders.get(group[row]):
+                                held = (prompt[row] - 1) // bs
+                                blocks -= held
+                            past = (cached.found(row, held) if findable else held) * bs
+                            new -= past
                         if blocks > room - watermark and (B or fresh or blocks > room):
                             break
                         if new > left and not v1 and fresh:
@@ -324,15 +323,16 @@ class Engine:
                         F -= blocks
                         room -= blocks
                         slots -= 1
-                        if cached:
+                        if findable:
                             cached.take(blocks - cached.claim(row, held))
                         if new > left and v1:
                             partial, partial_left = row, new - left
                             new = left
                         else:
                             fresh.append(row)
-                        behind += found * bs
-                        pairs += new * (found * bs + new / 2)
+                        behind += past
+                        if mix_pair:
+                            pairs += new * (past + new / 2)
                         tokens += new
                         left -= new
             if need > F and not tokens:
@@ -351,12 +351,12 @@ class Engine:
 
             stats.spans += 1
             if tokens:
-                attention = mix_ctx * behind + mix_pair * pairs
+                share = prefill_s[tokens] if tokens < len(prefill_s) else prefill_beyond(tokens)
+                share += mix_ctx * behind + mix_pair * pairs
                 if v1:
-                    share = prefill_s[tokens] + tokens_s[B + tokens] - tokens_s[B] + attention
+                    share += tokens_s[B + tokens] - tokens_s[B]
                     dt = share + tokens_s[B] + mix_base[B] + mix_ctx * C
                 else:
-                    share = matrices_s(tokens) + attention
                     dt = share + mix_base[0]
                 while t + dt > horizon:
                     self.clock = t
@@ -403,7 +403,7 @@ class Engine:
                 p = S % bs
                 grown = n // bs * B + sum(hist[p : p + n % bs])
                 F -= grown
-                if cached:
+                if findable:
                     cached.take(grown - taken)
                 t += dt
                 S += n
