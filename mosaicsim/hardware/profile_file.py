@@ -370,10 +370,20 @@ def dump_timings(timings: Iterable[Timing]) -> str:
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
 
 
-def write_profile_file(path: Path, content: str) -> None:
-    """Write a profile file whole or not at all. Raises OutputError; only a file of YAML is replaced."""
+def check_profile_output(path: Path) -> None:
+    """Raise OutputError where a profile cannot be written; only a file of YAML is replaced."""
     if path.exists() and not (path.is_file() and path.suffix in (".yaml", ".yml")):
         raise OutputError(f"{path}: is there and is not replaced: not a .yaml file")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: cannot write the profile: no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: cannot write the profile: {folder} is not writable")
+
+
+def write_profile_file(path: Path, content: str) -> None:
+    """Write a profile file whole or not at all. Raises OutputError; see :func:`check_profile_output`."""
+    check_profile_output(path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=".profile-", suffix=".tmp", dir=path.resolve().parent)

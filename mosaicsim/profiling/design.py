@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -100,13 +101,14 @@ def _short(limits: Limits) -> int:
 
 
 def _decodes(limits: Limits) -> Iterator[Point]:
-    """The batch at little context; the batches between powers of two are held out."""
-    prompt = _short(limits)
-    for batch in _powers(1, limits.max_num_seqs):
+    """The batch at little context, dense where kernels change; batches between are held out."""
+    prompt, seats = _short(limits), limits.max_num_seqs
+    fitted = sorted({*_powers(1, seats), *(b for b in _powers(3, seats) if b < seats)})
+    for batch in fitted:
         yield Point(batch, prompt, STEPS)
-    for batch in _powers(3, limits.max_num_seqs - 1):
-        if batch & (batch - 1):
-            yield Point(batch, prompt, STEPS, held_out=True)
+    for below, above in itertools.pairwise(fitted):
+        if above - below > 1:
+            yield Point((below + above) // 2, prompt, STEPS, held_out=True)
 
 
 def _contexts(limits: Limits, speed: Speed, budget_s: float) -> Iterator[Point]:

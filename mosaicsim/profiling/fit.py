@@ -53,7 +53,10 @@ def best_fit(samples: Sequence[StepSample]) -> tuple[LatencyModel, dict[str, Fit
     points = medians(samples)
     fitted = [s for s in points if not s.held_out]
     others = [s for s in points if s.held_out]
-    models = {"two_regime": fit_two_regime(fitted), "operators": fit_operators(fitted)}
+    models: dict[str, LatencyModel] = {
+        "two_regime": fit_two_regime(fitted),
+        "operators": fit_operators(fitted),
+    }
     errors = {form: held_out_error(model, others) for form, model in models.items()}
     simple = errors["two_regime"].pct <= SIMPLER_WITHIN * errors["operators"].pct
     return models["two_regime" if simple else "operators"], errors
@@ -162,7 +165,7 @@ def _non_negative(columns: Floats, target: Floats) -> Floats:
 
 
 def _knots(values: Sequence[int]) -> list[float]:
-    """Ascending points of a table, no two nearer than a fifth: between them there is nothing to tell apart."""
+    """Ascending points of a table, no two of them nearer than a fifth: nearer ones only share the noise."""
     knots: list[float] = []
     for value in sorted(set(values)):
         if not knots or value >= 1.2 * knots[-1] or value <= knots[-1] + 1:

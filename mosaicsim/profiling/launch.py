@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from mosaicsim.errors import MosaicsimError
-from mosaicsim.executors.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
+from mosaicsim.executors.machine import environment_of
 from mosaicsim.profiling.probe import Request
 from mosaicsim.profiling.samples import StepSample
 
@@ -55,16 +55,18 @@ class _Process:
     first_engine_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one engine runs: on these GPUs (as CUDA_VISIBLE_DEVICES takes them), or on a core."""
+
+    gpus: tuple[str, ...] = ()
+    core: int | None = None
+
+
 def measure_together(
-    engine: dict[str, Any],
-    places: Sequence[int],
-    gpus: int,
-    budget_s: float,
-    progress: Progress,
+    engine: dict[str, Any], places: Sequence[Place], budget_s: float, progress: Progress
 ) -> Measurements:
     """Run the measurements on all ``places`` at once and put them together.
-
-    A place is the first of ``gpus`` GPUs, or where that is 0 a CPU core.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def measure_together(
     lines: queue.Queue[tuple[int, str | None]] = queue.Queue()
     with tempfile.TemporaryDirectory(prefix="mosaicsim-profile-") as folder, _ended() as processes:
         for index, place in enumerate(places):
-            process = _start(engine, place, gpus, budget_s, Path(folder) / f"engine{index}.log")
+            process = _start(engine, place, budget_s, Path(folder) / f"engine{index}.log")
             processes.append(process)
             threading.Thread(target=_read, args=(index, process, lines), daemon=True).start()
         while not all("done" in process.said for process in processes):
@@ -89,18 +91,9 @@ def measure_together(
         return _together(processes)
 
 
-def environment(place: int, gpus: int) -> dict[str, str]:
-    """Of a measuring process: the settings of an engine process, and its GPUs."""
-    if not gpus:
-        return {**os.environ, **ENVIRONMENT, **CPU_ENVIRONMENT}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    known = [name for name in visible.split(",") if name]
-    chosen = [known[i] if known else str(i) for i in range(place, place + gpus)]
-    return {**os.environ, **ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ",".join(chosen)}
-
-
-def _start(engine: dict[str, Any], place: int, gpus: int, budget_s: float, log: Path) -> _Process:
-    request = Request(engine, None if gpus else place, budget_s)
+def _start(engine: dict[str, Any], place: Place, budget_s: float, log: Path) -> _Process:
+    request = Request(engine, place.core, budget_s)
+    environment = environment_of("cuda" if place.gpus else "cpu", place.gpus, 1)
     with log.open("w") as errors:
         began = time.monotonic()
         popen = subprocess.Popen(
@@ -109,7 +102,7 @@ def _start(engine: dict[str, Any], place: int, gpus: int, budget_s: float, log: 
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment(place, gpus),
+            env={**os.environ, **environment},
         )
     assert popen.stdin is not None
     popen.stdin.write(json.dumps(asdict(request)) + "\n")

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from mosaicsim.executors.messages import CallRequest, EngineArguments
@@ -167,7 +167,18 @@ class Bench:
 
     def _step(self, index: int, point: Point) -> Composition:
         held, seconds, host_s = self.engine.measured_step()
-        self.samples.append(StepSample(index, point.held_out, *astuple(held), seconds, host_s))
+        self.samples.append(
+            StepSample(
+                index,
+                point.held_out,
+                held.batch,
+                held.prefill_tokens,
+                held.context_tokens,
+                held.pairs,
+                seconds,
+                host_s,
+            )
+        )
         return held
 
 
@@ -185,7 +196,7 @@ def measure(request: Request, say: Say, ended: Callable[[], bool]) -> None:
     """Start the engine twice, as a first session and a session change do, and run the points."""
     arguments = EngineArguments("measured", request.engine)
     with _timed(say, "import_s"):
-        import vllm  # noqa: F401
+        import vllm.v1.engine.llm_engine  # noqa: F401  # as a worker does before its first session
     with _timed(say, "first_load_s"):
         engine = ProbedEngine(arguments)
     with _timed(say, "load_s"):

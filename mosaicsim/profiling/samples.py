@@ -32,7 +32,7 @@ class StepSample:
 
 
 def medians(samples: Iterable[StepSample]) -> list[StepSample]:
-    """One sample for all that repeat a step: the same point, batch and prefill, a few tokens of context apart.
+    """One sample for all that repeat a step: the same point, batch and prefill, at much the same context.
 
     A step that the machine disturbed is one of several, and a median does not see it.
     """
