@@ -194,6 +194,7 @@ class Catalog:
                 "disk_s": given,
                 "wake_s": measured.source if measured.wake_s is not None else given,
             },
+            host=measured.host,
         )
 
     def _rates(self, model: str, device: str, tp: int) -> DeviceRates:

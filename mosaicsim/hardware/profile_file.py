@@ -294,7 +294,8 @@ class Measured(Entry):
     ``load_s`` is a session change in a living process: the engine's start, weights included, of which
     ``disk_s`` is stretched when workers of a host load at once. The first session of a process comes
     ``process_start_s`` later. Without ``wake_s`` the device cannot put an engine to sleep, and waking is a
-    load. ``engine`` holds the engine's settings, as resolved by itself.
+    load. ``host_*`` is host time a step, in place of an engine version's. ``engine`` holds the engine's
+    settings, as resolved by itself.
     """
 
     device: str
@@ -306,6 +307,8 @@ class Measured(Entry):
     process_start_s: NonNegativeFloat = 0.0
     wake_s: PositiveFloat | None = None
     kv_capacity_tokens: PositiveInt
+    host_base_ms: NonNegativeFloat | None = None
+    host_per_sequence_ms: NonNegativeFloat = 0.0
     engine: dict[str, str | int | float | bool | None] = {}
 
     @model_validator(mode="after")
@@ -313,6 +316,13 @@ class Measured(Entry):
         if self.disk_s > self.load_s:
             raise ValueError(f"disk_s ({self.disk_s}) is a part of load_s ({self.load_s})")
         return self
+
+    @property
+    def host(self) -> HostOverhead | None:
+        """Host time a step, in seconds; None where it was not measured."""
+        if self.host_base_ms is None:
+            return None
+        return HostOverhead(self.host_base_ms * MS, self.host_per_sequence_ms * MS)
 
 
 class Engine(Entry):

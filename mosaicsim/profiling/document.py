@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mosaicsim.errors import MosaicsimError, ProfileError
 from mosaicsim.hardware.architecture import Architecture
-from mosaicsim.hardware.latency import HostOverhead, LatencyModel, OperatorLatency, TwoRegimeLatency
+from mosaicsim.hardware.latency import LatencyModel, OperatorLatency, TwoRegimeLatency
 from mosaicsim.profiling.fit import FitError, best_fit, fit_host
 from mosaicsim.profiling.launch import Measurements
 from mosaicsim.profiling.probe import limits_of
+from mosaicsim.profiling.samples import spread_pct
 
 DIGITS = 5
+RESTLESS_PCT = 5.0
+"""Repeats on a quiet core differ by 1-2 %."""
+
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2, "float16": 2}
 FOUND_OUT = ("vllm", "device")
 """What the engine says of itself that is no setting, and stands in the source."""
@@ -41,22 +46,20 @@ def profile_document(
         raise MosaicsimError(
             f"profile: {error}; the engine is too small for these points, or the time too short"
         ) from None
-    host = fit_host(measured.samples)
-    settings = {k: v for k, v in measured.resolved.items() if k not in ("model", *FOUND_OUT)} | dict(beside)
+    resolved = {k: v for k, v in measured.resolved.items() if k not in ("model", *FOUND_OUT)}
+    settings = {k: Path(v).name if isinstance(v, str) else v for k, v in {**resolved, **beside}.items()}
     how = ", ".join(f"{key} {value}" for key, value in settings.items())
     run = f"mosaicsim profile, vllm {measured.resolved['vllm']} on {measured.resolved['device']}"
     source = f"measured: {run}; {how}"
-    version = f"{device}-{model}"
     document: dict[str, Any] = {
-        "models": {model: {"source": f"measured: config of the model as loaded by {run}"}},
-        "engines": {version: _engine(host, measured, run)},
+        "models": {model: {"source": "published: the model's config.json"}},
         "timings": [
             {"device": device, "model": model}
             | timing_entry(latency)
-            | {"source": f"{source}; host time is in engines.{version}"}
+            | {"source": f"{source}; host time apart, in `measured`"}
             | {"mape_pct": _percent(errors[_form(latency)])}
         ],
-        "measured": [_measured_entry(measured, model, device, settings, source)],
+        "measured": [_measured_entry(measured, model, device, settings, source) | _host(measured)],
     }
     document["models"][model]["architecture"] = architecture_of(measured.shape, measured.resolved["dtype"])
     if new_device:
@@ -78,7 +81,12 @@ def error_lines(measured: Measurements) -> str:
         f"(with prefill, {error.mixed})"
         for form, error in errors.items()
     ]
-    return "Mean error on steps held out of the fit: " + ", ".join(each) + "."
+    spread = spread_pct(measured.samples)
+    busy = "; the machine was not quiet, measure again" if spread > RESTLESS_PCT else ""
+    return (
+        f"Mean error on steps held out of the fit: {', '.join(each)}. "
+        f"Repeated steps differ by {spread:.1f} % from their median{busy}."
+    )
 
 
 def timing_entry(latency: LatencyModel) -> dict[str, Any]:
@@ -143,20 +151,6 @@ def architecture_of(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return Architecture.model_validate(shape).model_dump(exclude_defaults=True)
 
 
-def _engine(host: HostOverhead, measured: Measurements, run: str) -> dict[str, Any]:
-    hidden = measured.resolved["async_scheduling"]
-    how = (
-        "hidden by async scheduling"
-        if hidden
-        else "step less the model's execute_model and sample_tokens, a line in the batch"
-    )
-    return {
-        "base_ms": _ms(host.base_s),
-        "per_sequence_ms": _ms(host.per_sequence_s),
-        "source": f"measured: {run}; {how}",
-    }
-
-
 def _measured_entry(
     measured: Measurements, model: str, device: str, settings: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
@@ -169,9 +163,15 @@ def _measured_entry(
         "kv_capacity_tokens": limits_of(measured.resolved).kv_capacity_tokens,
         "engine": {"vllm": measured.resolved["vllm"], **settings},
         "source": f"{source}; load: an engine closed and the next one started in one process, "
-        "weights in the page cache; KV: (num_gpu_blocks - 1) x block_size, one block is vLLM's own",
+        "weights in the page cache; KV: (num_gpu_blocks - 1) x block_size, one block is vLLM's own; "
+        "host: step less the model's execute_model and sample_tokens, a line in the batch",
     }
     return entry if measured.wake_s is None else {**entry, "wake_s": round(measured.wake_s, 4)}
+
+
+def _host(measured: Measurements) -> dict[str, float]:
+    host = fit_host(measured.samples)
+    return {"host_base_ms": _ms(host.base_s), "host_per_sequence_ms": _ms(host.per_sequence_s)}
 
 
 def _percent(error: FitError) -> dict[str, float]:

@@ -86,6 +86,11 @@ class ProbedEngine(VllmEngine):
         return self._processed[-1], seconds, 0.0 if hidden else max(0.0, seconds - self._model_s)
 
     @property
+    def held(self) -> tuple[int, ...]:
+        """Calls in the engine."""
+        return tuple(self._internal)
+
+    @property
     def shape(self) -> dict[str, Any]:
         """The model's config.json, of the text part where there are several."""
         config: dict[str, Any] = self._engine.vllm_config.model_config.hf_text_config.to_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import mean, median
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,26 @@ def medians(samples: Iterable[StepSample]) -> list[StepSample]:
 
     A step that the machine disturbed is one of several, and a median does not see it.
     """
+    return [_median(group) for group in _groups(samples)]
+
+
+def spread_pct(samples: Iterable[StepSample]) -> float:
+    """Mean distance of repeated steps from their median, in percent: how quiet the machine was."""
+    far = [
+        abs(s.seconds / middle - 1)
+        for group in _groups(samples)
+        if len(group) > 1
+        for middle in [median(s.seconds for s in group)]
+        for s in group
+    ]
+    return 100 * mean(far) if far else 0.0
+
+
+def _groups(samples: Iterable[StepSample]) -> list[list[StepSample]]:
     groups: dict[tuple[int, int, int, float], list[StepSample]] = {}
     for s in samples:
         groups.setdefault((s.point, s.batch, s.prefill_tokens, s.pairs), []).append(s)
-    return [_median(group) for group in groups.values()]
+    return list(groups.values())
 
 
 def _median(group: Sequence[StepSample]) -> StepSample:
