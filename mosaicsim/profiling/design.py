@@ -112,7 +112,7 @@ def _decodes(limits: Limits) -> Iterator[Point]:
 
 
 def _contexts(limits: Limits, speed: Speed, budget_s: float) -> Iterator[Point]:
-    """Much context: in one sequence, in some, in a full batch."""
+    """Much context: in one sequence, in some, in a full batch; and beside a small prefill."""
     affordable = 0.07 * budget_s / speed.token_s
     total = min(affordable, 0.9 * limits.kv_capacity_tokens)
     longest = limits.max_model_len - STEPS - 2
@@ -121,7 +121,8 @@ def _contexts(limits: Limits, speed: Speed, budget_s: float) -> Iterator[Point]:
         for batch in batches:
             prompt = min(int(share * total) // batch, longest)
             if prompt > 2 * SHORT_PROMPT:
-                yield Point(batch, prompt, STEPS, held_out=held_out)
+                beside = ((2 * SHORT_PROMPT,),) if batch < limits.max_num_seqs else ()
+                yield Point(batch, prompt, STEPS, beside, held_out)
 
 
 def _prefills(limits: Limits) -> Iterator[Point]:

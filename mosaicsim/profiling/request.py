@@ -56,15 +56,15 @@ def checked_request(
         if not NAME.fullmatch(value):
             raise ProfileError(f"{flag}: '{value}' is no name; accepted: letters, digits, '.', '_' and '-'")
     asked = _settings(settings)
-    missing = vllm_missing(package_versions())
-    if missing is not None:
-        raise ProfileError(f"profile: {missing}")
     machine = Machine.here()
     cuda = _on_gpus(machine, on)
     tp = int(asked.get("tensor_parallel_size", 1))
     places = _places(machine, concurrent, tp if cuda else 0)
     if not cuda:
         _check_memory(asked, folder, concurrent)
+    missing = vllm_missing(package_versions())
+    if missing is not None:
+        raise ProfileError(f"profile: {missing}")
     known = load_catalog().devices
     return ProfileRequest(
         model=name,
@@ -112,10 +112,21 @@ def _settings(settings: Iterable[str]) -> dict[str, Any]:
         if key in OURS:
             raise ProfileError(f"--engine: '{key}' is set by the measurement itself")
         try:
-            asked[key] = yaml.safe_load(value)
+            asked[key] = _number_or_as_is(yaml.safe_load(value))
         except yaml.YAMLError:
             raise ProfileError(f"--engine: '{setting}': the value is not valid YAML") from None
     return asked
+
+
+def _number_or_as_is(value: Any) -> Any:
+    """YAML takes 1e9 for a text; whole numbers come as integers, as EngineArgs wants them."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else number
 
 
 def _on_gpus(machine: Machine, on: On) -> bool:
