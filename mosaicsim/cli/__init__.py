@@ -22,6 +22,7 @@ VERBS = {
     "profile": "Make a profile file: what a model costs on a device.",
     "schedulers": "List the schedulers and their options.",
     "profiles": "List the models and devices that are profiled.",
+    "doctor": "Say whether real engines can run here, and what is missing.",
     "schema": "Print the JSON schema of a scenario.",
 }
 

@@ -125,15 +125,16 @@ class Fleet:
         settings, profile = self._scenario.engine, self.profile_of(name, device, tp)
         blocks = settings.num_gpu_blocks or profile.kv_capacity_tokens // settings.block_size
         config = engine_config(settings, blocks)
-        tables = profile.latency.compile(
-            settings.max_num_seqs, settings.batched_tokens, self._host_overhead(self.section_of(name))
-        )
+        host = self._host_overhead(self.section_of(name), profile)
+        tables = profile.latency.compile(settings.max_num_seqs, settings.batched_tokens, host)
         return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s)
 
-    def _host_overhead(self, section: ModelSection) -> HostOverhead:
-        """The engine version's, unless the scenario says otherwise for the model or for all."""
+    def _host_overhead(self, section: ModelSection, profile: Profile) -> HostOverhead:
+        """The scenario's for the model, or for all; else what was measured; else the engine version's."""
         settings = self._scenario.engine
         known = self._catalog.host_overhead(settings.version)
+        if profile.host is not None and "version" not in settings.model_fields_set:
+            known = profile.host
         base = settings.host_base_ms if section.host_base_ms is None else section.host_base_ms
         each = settings.host_per_sequence_ms
         return HostOverhead(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mosaicsim.errors import ProfileError, nearest
@@ -19,7 +19,9 @@ from mosaicsim.hardware.mixture import mixture_latency
 from mosaicsim.hardware.profile import Profile
 from mosaicsim.hardware.profile_file import (
     Device,
+    DeviceRates,
     Engine,
+    Measured,
     Model,
     ProfileFile,
     TensorParallel,
@@ -38,7 +40,8 @@ class Catalog:
     """Known devices, models, timings and engines.
 
     ``timings[model, device]`` are that pair's timings by name. Without a name, a file added later comes
-    before one added earlier, and ``two_regime`` before the others of one file.
+    before one added earlier, and ``two_regime`` before the others of one file. ``measured[model, device,
+    tp]`` states a capacity and load times that are otherwise derived.
     """
 
     devices: Mapping[str, Device] = field(default_factory=dict)
@@ -46,6 +49,7 @@ class Catalog:
     timings: Mapping[tuple[str, str], Mapping[str, Timing]] = field(default_factory=dict)
     engines: Mapping[str, Engine] = field(default_factory=dict)
     tensor_parallel: TensorParallel | None = None
+    measured: Mapping[tuple[str, str, int], Measured] = field(default_factory=dict)
 
     def extended(self, file: ProfileFile, where: str) -> Catalog:
         """Return this catalog with the file's entries added; an entry of the same name is replaced.
@@ -65,9 +69,12 @@ class Catalog:
         try:
             bare._check_references()
             timings = bare._with_timings(file.timings)
+            measured = {
+                (bare.model_name(m.model), bare.device_name(m.device), m.tp): m for m in file.measured
+            }
         except ProfileError as error:
             raise ProfileError(f"{where}: {error}") from None
-        return Catalog(bare.devices, bare.models, timings, bare.engines, bare.tensor_parallel)
+        return replace(bare, timings=timings, measured={**self.measured, **measured})
 
     def device_name(self, name: str) -> str:
         """The catalog's own name of a device, whatever its case or alias."""
@@ -129,7 +136,10 @@ class Catalog:
         """
         model, device = self.model_name(model), self.device_name(device)
         _check_settings(tp, gpu_memory_utilization, memory_share, load_s)
-        shape, gpu = self.architecture(model), self.devices[device]
+        measured = self.measured.get((model, device, tp))
+        if measured is not None:
+            return self._measured_profile(model, measured, memory_share, load_s, timing)
+        shape, gpu = self.architecture(model), self._rates(model, device, tp)
         _check_heads(model, shape, tp)
         usable = _usable_bytes(gpu, gpu_memory_utilization, memory_share)
         capacity = shape.kv_capacity_tokens(max(tp * usable - shape.weight_bytes, 0.0), tp)
@@ -151,6 +161,52 @@ class Catalog:
             reasoning=self.models[model].reasoning,
             sources=self._sources(model, gpu, latency_source, load_s),
         )
+
+    def _measured_profile(
+        self, model: str, measured: Measured, share: float, load_s: float | None, timing: str | None
+    ) -> Profile:
+        """What was measured, as it was measured: with the device's memory to itself."""
+        tp, device = measured.tp, self.device_name(measured.device)
+        if share != 1:
+            raise ProfileError(
+                f"{model} on {device} was measured alone on its device, and this is {share:g} of one; "
+                "use cluster.experts_per_worker: 1, or a profile that states the device's rates"
+            )
+        latency, latency_source = self._latency(model, device, timing, tp)
+        cold_s = measured.load_s if load_s is None else load_s
+        given = measured.source if load_s is None else "given: the caller's load_s"
+        return Profile(
+            model=model,
+            device=device,
+            tp=tp,
+            latency=latency,
+            kv_bytes_per_token=self.architecture(model).kv_bytes_per_token(tp),
+            kv_capacity_tokens=measured.kv_capacity_tokens,
+            load_s=cold_s,
+            disk_s=measured.disk_s * cold_s / measured.load_s,
+            wake_s=cold_s if measured.wake_s is None else measured.wake_s,
+            reasoning=self.models[model].reasoning,
+            sources={
+                "latency": latency_source,
+                "kv_bytes_per_token": _kv_source(self.models[model].source),
+                "kv_capacity_tokens": measured.source,
+                "load_s": given,
+                "disk_s": given,
+                "wake_s": measured.source if measured.wake_s is not None else given,
+            },
+            host=measured.host,
+        )
+
+    def _rates(self, model: str, device: str, tp: int) -> DeviceRates:
+        """What costs on this device are derived from."""
+        rates = self.devices[device].rates
+        if rates is None:
+            there = [m for m, d, degree in self.measured if (d, degree) == (device, tp)]
+            raise ProfileError(
+                f"device '{device}' states no memory or disk speed, and '{model}' was not measured on it "
+                f"at tp={tp}; measured there are {', '.join(there) or 'none'}"
+            )
+        return rates
 
     def _latency(self, model: str, device: str, name: str | None, tp: int) -> tuple[ScalableLatency, str]:
         latency, source = self._single_gpu_latency(model, device, name)
@@ -218,14 +274,14 @@ class Catalog:
     def _start_factor(self, tp: int) -> float:
         return 1.0 if tp == 1 else self._scaling().start(tp)
 
-    def _sources(self, model: str, gpu: Device, latency: str, load_s: float | None) -> dict[str, str]:
+    def _sources(self, model: str, gpu: DeviceRates, latency: str, load_s: float | None) -> dict[str, str]:
         cold = f"start {gpu.engine_start_s.source}; disk {gpu.disk_gb_per_s.source}"
         memory = f"memory {gpu.memory_gb.source}; reserve {gpu.activation_reserve_gb.source}"
         wake = f"constant {gpu.wake_constant_s.source}; PCIe {gpu.pcie_gb_per_s.source}"
         architecture = self.models[model].source
         return {
             "latency": latency,
-            "kv_bytes_per_token": f"derived: 2 x layers x kv_heads x head_dim x bytes; {architecture}",
+            "kv_bytes_per_token": _kv_source(architecture),
             "kv_capacity_tokens": f"derived: memory less weights and reserve; {memory}; {architecture}",
             "load_s": f"derived: start + weights / disk; {cold}"
             if load_s is None
@@ -267,6 +323,7 @@ def _package_catalog() -> Catalog:
         timings=tuple(t for f in files for t in f.timings),
         tensor_parallel=next(f.tensor_parallel for f in files if f.tensor_parallel is not None),
         engines={k: v for f in files for k, v in f.engines.items()},
+        measured=tuple(m for f in files for m in f.measured),
     )
     return Catalog().extended(whole, str(PACKAGE_PROFILES))
 
@@ -308,6 +365,10 @@ def _resolve(kind: str, name: str, entries: Mapping[str, Device | Model | Engine
     return key
 
 
+def _kv_source(architecture: str) -> str:
+    return f"derived: 2 x layers x kv_heads x head_dim x bytes; {architecture}"
+
+
 def _check_settings(tp: int, utilization: float, share: float, load_s: float | None) -> None:
     if tp not in DEGREES:
         raise ProfileError(f"tp must be one of {', '.join(map(str, DEGREES))}, got {tp}")
@@ -326,7 +387,7 @@ def _check_heads(model: str, shape: Architecture, tp: int) -> None:
         )
 
 
-def _usable_bytes(gpu: Device, utilization: float, share: float) -> float:
+def _usable_bytes(gpu: DeviceRates, utilization: float, share: float) -> float:
     """Bytes of one GPU for weights and KV: ``memory x utilization x share - activation reserve``."""
     return (gpu.memory_gb.value * utilization * share - gpu.activation_reserve_gb.value) * GB
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mosaicsim.hardware.latency import LatencyModel
+from mosaicsim.hardware.latency import HostOverhead, LatencyModel
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Profile:
     ``kv_capacity_tokens`` is what fits beside the weights on all the ``tp`` GPUs together; ``load_s`` is a
     cold session start (weights from disk and engine start-up, the paper's l_m), of which ``disk_s`` reads the
     disk and is stretched when several workers of a host load at once; ``wake_s`` wakes a sleeping engine.
+    ``host`` is the engine's host time a step where it was measured with the model.
     """
 
     model: str
@@ -27,3 +28,4 @@ class Profile:
     wake_s: float
     reasoning: bool
     sources: dict[str, str]
+    host: HostOverhead | None = None

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -75,16 +77,46 @@ class Quantity(Entry):
     source: Source
 
 
-class Device(Entry):
-    """A GPU and what loading weights onto it takes; GB is 1e9 bytes."""
+@dataclass(frozen=True)
+class DeviceRates:
+    """A device's memory, and what loading weights onto it takes; GB is 1e9 bytes."""
 
-    aliases: tuple[str, ...] = ()
     memory_gb: Quantity
     activation_reserve_gb: Quantity
     disk_gb_per_s: Quantity
     engine_start_s: Quantity
     pcie_gb_per_s: Quantity
     wake_constant_s: Quantity
+
+
+RATES = tuple(f.name for f in fields(DeviceRates))
+
+
+class Device(Entry):
+    """A device and its rates: all of them, or none where each model's costs were ``measured`` on it."""
+
+    aliases: tuple[str, ...] = ()
+    memory_gb: Quantity | None = None
+    activation_reserve_gb: Quantity | None = None
+    disk_gb_per_s: Quantity | None = None
+    engine_start_s: Quantity | None = None
+    pcie_gb_per_s: Quantity | None = None
+    wake_constant_s: Quantity | None = None
+    description: str | None = None
+    """What it is; for information."""
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Device:
+        missing = [name for name in RATES if getattr(self, name) is None]
+        if missing and len(missing) < len(RATES):
+            raise ValueError(f"needs all of {', '.join(RATES)} or none; missing: {', '.join(missing)}")
+        return self
+
+    @property
+    def rates(self) -> DeviceRates | None:
+        """What costs are derived from; None where they are measured."""
+        values = {name: getattr(self, name) for name in RATES}
+        return None if None in values.values() else DeviceRates(**values)
 
 
 class Model(Entry):
@@ -256,6 +288,43 @@ class TensorParallel(Entry):
     start_factor: Quantity
 
 
+class Measured(Entry):
+    """What a model was seen to take on a device; it replaces what rules would derive.
+
+    ``load_s`` is a session change in a living process: the engine's start, weights included, of which
+    ``disk_s`` is stretched when workers of a host load at once. The first session of a process comes
+    ``process_start_s`` later. Without ``wake_s`` the device cannot put an engine to sleep, and waking is a
+    load. ``host_*`` is host time a step, in place of an engine version's. ``engine`` holds the engine's
+    settings, as resolved by itself.
+    """
+
+    device: str
+    model: str
+    tp: PositiveInt = 1
+    source: Source
+    load_s: PositiveFloat
+    disk_s: NonNegativeFloat = 0.0
+    process_start_s: NonNegativeFloat = 0.0
+    wake_s: PositiveFloat | None = None
+    kv_capacity_tokens: PositiveInt
+    host_base_ms: NonNegativeFloat | None = None
+    host_per_sequence_ms: NonNegativeFloat = 0.0
+    engine: dict[str, str | int | float | bool | None] = {}
+
+    @model_validator(mode="after")
+    def _disk_is_a_part(self) -> Measured:
+        if self.disk_s > self.load_s:
+            raise ValueError(f"disk_s ({self.disk_s}) is a part of load_s ({self.load_s})")
+        return self
+
+    @property
+    def host(self) -> HostOverhead | None:
+        """Host time a step, in seconds; None where it was not measured."""
+        if self.host_base_ms is None:
+            return None
+        return HostOverhead(self.host_base_ms * MS, self.host_per_sequence_ms * MS)
+
+
 class Engine(Entry):
     """Host time per iteration of an engine version."""
 
@@ -277,6 +346,7 @@ class ProfileFile(Entry):
     timings: tuple[Timing, ...] = ()
     tensor_parallel: TensorParallel | None = None
     engines: dict[str, Engine] = {}
+    measured: tuple[Measured, ...] = ()
 
 
 ENTRIES_OF_SECTION: Mapping[str, tuple[type[BaseModel], ...]] = {
@@ -285,6 +355,7 @@ ENTRIES_OF_SECTION: Mapping[str, tuple[type[BaseModel], ...]] = {
     "timings": (TwoRegimeTiming, HingeTiming, TabulatedTiming, OperatorTiming, MixedLine),
     "tensor_parallel": (TensorParallel, Quantity),
     "engines": (Engine,),
+    "measured": (Measured,),
 }
 
 
@@ -309,10 +380,20 @@ def dump_timings(timings: Iterable[Timing]) -> str:
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
 
 
-def write_profile_file(path: Path, content: str) -> None:
-    """Write a profile file whole or not at all. Raises OutputError; only a file of YAML is replaced."""
+def check_profile_output(path: Path) -> None:
+    """Raise OutputError where a profile cannot be written; only a file of YAML is replaced."""
     if path.exists() and not (path.is_file() and path.suffix in (".yaml", ".yml")):
         raise OutputError(f"{path}: is there and is not replaced: not a .yaml file")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: cannot write the profile: no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: cannot write the profile: {folder} is not writable")
+
+
+def write_profile_file(path: Path, content: str) -> None:
+    """Write a profile file whole or not at all. Raises OutputError; see :func:`check_profile_output`."""
+    check_profile_output(path)
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=".profile-", suffix=".tmp", dir=path.resolve().parent)
