@@ -6,7 +6,6 @@ import json
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scribe import Cut, Scribe
 from worlds import SPEC, make_workload, problem_maker
 
 from mosaicsim.aggregation.base import ASK
 from mosaicsim.aggregation.registry import create as create_gate
 from mosaicsim.errors import OutputError
-from mosaicsim.executors.base import Executor
 from mosaicsim.executors.ledger import Ledger
 from mosaicsim.executors.messages import CallRequest, CallResult
 from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
-from mosaicsim.runtime.events import CallRecords, CallsFinished, Event, SessionReady, SessionSpec
 from mosaicsim.runtime.journal import Journal
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.pool import Pool
@@ -89,66 +87,6 @@ class Known:
         self.taken.append(result.call_id)
         known = self.workload.outcomes.answer
         return int(known[result.call_id]) if result.finished and result.call_id < len(known) else NO_ANSWER
-
-
-class Cut(Exception):
-    """The run ends here, as if it had been killed."""
-
-
-class Scribe:
-    """Journals a simulated run as the vLLM executor journals a real one; cut after so many events."""
-
-    def __init__(self, handler: Orchestrator, ledger: Ledger, events: int | None = None) -> None:
-        self._handler, self._ledger, self._left = handler, ledger, events
-        self._specs: dict[int, SessionSpec] = {}
-        self.now = 0.0
-
-    @property
-    def finished(self) -> bool:
-        return self._handler.finished
-
-    def begin(self, executor: Executor) -> None:
-        self._executor = executor
-        self._handler.begin(self)
-
-    def handle(self, event: Event) -> None:
-        if self._left is not None:
-            self._left -= 1
-            if self._left < 0:
-                raise Cut
-        self.now = event.at_s
-        if isinstance(event, CallsFinished):
-            self._ledger.ended(self._specs[event.session], results_of(event.records))
-        elif isinstance(event, SessionReady):
-            self._ledger.ready(self._specs[event.session], {"device": "simulated"}, event.at_s)
-        else:
-            self._ledger.happened(event, "killed")
-        self._handler.handle(event)
-
-    def start_session(self, spec: SessionSpec) -> None:
-        self._specs[spec.session] = spec
-        self._ledger.started(spec, self.now)
-        self._executor.start_session(spec)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-
-def results_of(records: CallRecords) -> list[CallResult]:
-    return [
-        CallResult(
-            call_id=int(records.call_ids[i]),
-            start_s=float(records.start_s[i]),
-            first_token_s=float(records.first_token_s[i]),
-            finish_s=float(records.finish_s[i]),
-            output_tokens=int(records.output_tokens[i]),
-            preemptions=int(records.preemptions[i]),
-            text="",
-            logprob=nan,
-            finish_reason="cancelled" if records.cancelled[i] else "stop",
-        )
-        for i in range(len(records))
-    ]
 
 
 def orchestrated(workload: Workload, scheduler: str, gate: Any, log: RunLog) -> Orchestrator:

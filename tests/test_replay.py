@@ -23,7 +23,9 @@ GATES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def replay(log: RunLog, workload: Workload, at_once: int | None = None, n_workers: int = 3) -> tuple[RunLog, float]:
+def replay(
+    log: RunLog, workload: Workload, at_once: int | None = None, n_workers: int = 3
+) -> tuple[RunLog, float]:
     handler = Replay(log, workload, at_once)
     cluster = SimulatedCluster(lambda name, workers: SPEC, (0,) * n_workers)
     makespan = SimulatedExecutor(cluster, replayed_tokens(log)).run(handler)
@@ -66,3 +68,35 @@ def test_a_replayed_run_is_the_run(
         assert (usage.load_start_s, usage.ready_s, usage.end_s) == pytest.approx(
             (other.load_start_s, other.ready_s, other.end_s), rel=1e-9
         )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["round_robin", "ilp"]), st.sampled_from(GATES), st.floats(0.0, 30.0), st.integers(0, 2)
+)
+def test_a_run_that_lost_a_worker_is_replayed_with_every_call_that_ran(
+    scheduler: str, gate: tuple[str, dict[str, Any]], fails_at: float, worker: int
+) -> None:
+    workload = make_workload(20)
+    failures = {worker: [Failure(fails_at, 5.0)]}
+    recorded = run(workload, scheduler, gate, failures=failures)[0].log
+    replayed, _ = replay(recorded, workload)
+    ran = recorded.start_s >= 0
+    np.testing.assert_array_equal(replayed.status == FINISHED, ran)
+    np.testing.assert_array_equal(replayed.session[ran], recorded.session[ran])
+
+
+def test_a_barrier_is_seen_where_workers_waited() -> None:
+    """Experts after one another on all workers: each waits for all of the one before, and so it is replayed."""
+    workload = make_workload(30)
+    recorded = run(workload, "data_parallel")[0].log
+    steps = steps_of(recorded, workload)
+    experts = {step.epoch: {s.spec.expert for s in steps if s.epoch == step.epoch} for step in steps}
+    assert list(experts.values()) == [{"e0"}, {"e1"}, {"e2"}, {"aggregator"}]
+
+
+def test_without_barriers_only_a_worker_s_own_order_holds() -> None:
+    workload = make_workload(30, n_experts=5)
+    recorded = run(workload, "round_robin")[0].log
+    steps = steps_of(recorded, workload)
+    assert {step.epoch for step in steps if step.stage == "expert"} == {0}

@@ -430,7 +430,7 @@ def execute(scenario: Scenario, folder: Path, progress: Progress, *, resume: boo
             replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
         for gate in gates:
             replicate.gate(gate)
-    open_work(folder, _identity(executed), resume=resume)
+    open_work(folder, identity_of(executed), resume=resume)
 
     crew = Crew(executed.connect(), folder / WORKERS)
     runs: list[Run] = []
@@ -549,8 +549,8 @@ def open_work(folder: Path, identity: str, *, resume: bool) -> None:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
 
 
-def _identity(executed: Executed) -> str:
-    """What the calls of an execution depend on."""
+def identity_of(executed: Executed) -> str:
+    """What the calls of an execution depend on, as text."""
     files = [executed.questions.path, *map(Path, executed.scenario.profiles)]
     return json.dumps(
         {

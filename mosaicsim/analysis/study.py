@@ -202,6 +202,16 @@ class Replicate:
         assert self.workload.gate_calibration is not None  # it is built where a gate is to be fitted
         return self.workload.gate_calibration
 
+    def with_outcomes(self, workload: Workload, fleet: Fleet) -> Replicate:
+        """The same calls with other outcomes, on a fleet with other engines.
+
+        What blind schedulers were shown and planned still holds, and so do fitted gates.
+        """
+        other = Replicate(fleet, workload, self._streams, self._replicate)
+        other._plans, other._gates = self._plans, self._gates
+        other.__dict__["_profiled"] = self._profiled
+        return other
+
     @cached_property
     def _profiled(self) -> Costs:
         """The profiling sweep of each expert on each kind of device, over its calibration calls."""

@@ -18,7 +18,7 @@ VERBS = {
     "execute": "Run a scenario on real vLLM engines.",
     "plot": "Remake the plots of a result folder.",
     "trace": "Generate, import, inspect and validate traces.",
-    "validate": "Hold the simulation against a real run.",
+    "validate": "Hold the simulation against real runs, or a log of them.",
     "profile": "Make a profile file: what a model costs on a device.",
     "schedulers": "List the schedulers and their options.",
     "profiles": "List the models and devices that are profiled.",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from heapq import merge
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mosaicsim.errors import ProfileError, ScenarioError, nearest
 from mosaicsim.executors.engine import EngineConfig
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from mosaicsim.hardware.profile import Profile
 
 
+RESOLVED = ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks", "prefix_caching")
+"""Settings that a real engine settles itself, in the journal's and in EngineConfig's names."""
+
+
 class Fleet:
     """Workers, hosts and engines of a scenario, resolved against the profile catalog.
 
@@ -32,8 +37,10 @@ class Fleet:
     that do not fit, before anything runs.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, resolved: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """``resolved`` holds settings that real engines chose, by expert; they replace the scenario's."""
         self._scenario = scenario
+        self._resolved = resolved or {}
         self._catalog: Catalog = load_catalog(files=[Path(p) for p in scenario.profiles])
         self.cluster = _cluster(scenario, self._catalog)
         self._engines: dict[tuple[str, str, int], EngineSpec] = {}
@@ -124,9 +131,10 @@ class Fleet:
     def _engine(self, name: str, device: str, tp: int) -> EngineSpec:
         settings, profile = self._scenario.engine, self.profile_of(name, device, tp)
         blocks = settings.num_gpu_blocks or profile.kv_capacity_tokens // settings.block_size
-        config = engine_config(settings, blocks)
+        chosen = {k: v for k, v in self._resolved.get(name, {}).items() if k in RESOLVED}
+        config = replace(engine_config(settings, blocks), **chosen)
         host = self._host_overhead(self.section_of(name), profile)
-        tables = profile.latency.compile(settings.max_num_seqs, settings.batched_tokens, host)
+        tables = profile.latency.compile(config.max_num_seqs, config.max_num_batched_tokens, host)
         return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s)
 
     def _host_overhead(self, section: ModelSection, profile: Profile) -> HostOverhead:

@@ -17,6 +17,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,20 @@ ENTRIES = NEEDED | {WALL, PLOTS, OUTPUT_FILE, ANSWERS, ENGINES, JOURNALS, WORKER
 _DRAWN = (".png", ".svg", ".pdf")
 
 
-def check_writable(folder: Path) -> None:
+@dataclass(frozen=True)
+class Contents:
+    """A kind of folder: what shows that one is of this kind, and all that it may hold."""
+
+    marks: frozenset[str]
+    entries: frozenset[str]
+
+
+RESULT = Contents(frozenset((SCENARIO, SUMMARY)), ENTRIES)
+
+
+def check_writable(folder: Path, contents: Contents = RESULT) -> None:
     """Find out, before a long run, whether ``folder`` can be written. Raises OutputError."""
-    target = _target(folder)
+    target = _target(folder, contents)
     ancestor = next(p for p in target.parents if p.exists())
     if not ancestor.is_dir():
         raise OutputError(f"{folder}: cannot be written: {ancestor} is not a folder")
@@ -62,18 +74,27 @@ def write_result(
 
     It is written beside the folder and moved there when it is whole. Raises OutputError.
     """
-    check_writable(folder)
-    target = _target(folder)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    created = _missing_parents(target)
-    try:
-        partial.mkdir(parents=True)
+
+    def fill(partial: Path) -> None:
         _write_files(result, partial)
         more(partial)
         if plots:
             from mosaicsim.report.plots import save_plots
 
             save_plots(result, partial / PLOTS)
+
+    write_whole(folder, fill)
+
+
+def write_whole(folder: Path, fill: Callable[[Path], None], contents: Contents = RESULT) -> None:
+    """Have ``fill`` write into a new folder beside ``folder``, and move it there. Raises OutputError."""
+    check_writable(folder, contents)
+    target = _target(folder, contents)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    created = _missing_parents(target)
+    try:
+        partial.mkdir(parents=True)
+        fill(partial)
         _move(partial, target)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -87,7 +108,7 @@ def write_result(
 
 def summary_text(result: Result) -> str:
     """Content of summary.json: floats as Python writes them, null for what is not finite."""
-    return json.dumps(_plain(result.summary), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(result.summary), indent=1, allow_nan=False) + "\n"
 
 
 def read_result(folder: Path) -> Result:
@@ -114,7 +135,7 @@ def read_result(folder: Path) -> Result:
         raise UserInputError(f"{folder}: damaged result folder: {type(error).__name__}: {problem}") from error
 
 
-def _target(folder: Path) -> Path:
+def _target(folder: Path, contents: Contents) -> Path:
     """Where the folder really is. Raises OutputError unless it is absent, empty or an earlier result."""
     target = folder.resolve()
     if not os.path.lexists(target):
@@ -122,17 +143,17 @@ def _target(folder: Path) -> Path:
     if not target.is_dir():
         raise OutputError(f"{folder}: cannot be written: it is a file, not a folder")
     held = {entry.name for entry in target.iterdir()}
-    if held and not {SCENARIO, SUMMARY} <= held:
+    if held and not contents.marks <= held:
         raise OutputError(
             f"{folder}: holds '{min(held)}' and no result of mosaicsim; give an empty or new folder"
         )
     plots = target / PLOTS
     drawn = {p.name for p in plots.iterdir() if p.suffix not in _DRAWN} if plots.is_dir() else set()
     held |= {f"{PLOTS}/{name}" for name in drawn}
-    if held - ENTRIES:
+    if held - contents.entries:
         raise OutputError(
-            f"{folder}: holds '{min(held - ENTRIES)}', which mosaicsim did not write, beside a result; "
-            "move it or give another folder"
+            f"{folder}: holds '{min(held - contents.entries)}', which mosaicsim did not write, "
+            "beside a result; move it or give another folder"
         )
     return target
 
@@ -161,10 +182,10 @@ def _write_files(result: Result, folder: Path) -> None:
 
     from mosaicsim.report.tables import calls_table, timeline_table, workload_table
 
-    scenario = yaml.safe_dump(_plain(result.scenario), sort_keys=False, allow_unicode=True, width=100)
+    scenario = yaml.safe_dump(plain(result.scenario), sort_keys=False, allow_unicode=True, width=100)
     (folder / SCENARIO).write_text(scenario, encoding="utf-8")
     (folder / SUMMARY).write_text(summary_text(result), encoding="utf-8")
-    (folder / WALL).write_text(json.dumps(_plain(result.wall), indent=1) + "\n", encoding="utf-8")
+    (folder / WALL).write_text(json.dumps(plain(result.wall), indent=1) + "\n", encoding="utf-8")
     _write_table(calls_table(result), folder / CALLS)
     _write_table(timeline_table(result), folder / TIMELINE)
     _write_table(_with_names(workload_table(result), result), folder / WORKLOAD)
@@ -187,14 +208,14 @@ def _with_names(table: pa.Table, result: Result) -> pa.Table:
     return table.replace_schema_metadata({"mosaicsim": json.dumps(names)})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Python's own types all through, so that JSON and YAML can hold them; None for what is not finite."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

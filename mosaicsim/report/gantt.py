@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -71,24 +72,39 @@ def gantt(result: Result, ax: Axes | None = None, *, gate: str | None = None, re
     """
     gate = gate or gates_of(result)[0]
     runs, experts = result.of_replicate(replicate, gate), result.workloads[replicate].experts
-    layout = _Layout(len(runs), len(result.workers))
+    ax, lines = draw_panels(runs, experts, result.workers, ax, experts_of(result))
+    say(ax, _finding(runs), f"gate {gate}, replicate {replicate}, one row a GPU", room=lines)
+    return ax
+
+
+def draw_panels(
+    runs: Sequence[Run],
+    experts: Sequence[str],
+    workers: tuple[str, ...],
+    ax: Axes | None = None,
+    coloured: Sequence[str] = (),
+) -> tuple[Axes, int]:
+    """A panel a run with its key, and the lines that the key takes above the axes.
+
+    ``experts`` are those of the runs' workload; ``coloured``, if given, all that need a colour of their own.
+    """
+    layout = _Layout(len(runs), len(workers))
     ax = axes_or_new(ax, layout.height)
     ax.set_xlim(0, max(run.metrics["makespan_s"] for run in runs) * 1.07)
     ax.set_ylim(layout.top(len(runs) - 1) + layout.n_workers + 0.2, 0)
-    colours = expert_colours(experts_of(result)) | {AGGREGATOR_NAME: AGGREGATOR}
+    colours = expert_colours(coloured or experts) | {AGGREGATOR_NAME: AGGREGATOR}
     panels = [bars_of(run, experts) for run in runs]
     for i, (run, bars) in enumerate(zip(runs, panels, strict=True)):
         for bar in bars:
             _draw(ax, bar, layout.top(i), colours[bar.name], layout.label_size)
         _frame(ax, run, layout.top(i), layout.n_workers)
-    _axes(ax, result.workers, layout)
+    _axes(ax, workers, layout)
     lines = key_above(ax, _state_key())
     ran = {bar.name for bars in panels for bar in bars}
     lines += key_above(
         ax, [Patch(fc=c, label=name) for name, c in colours.items() if name in ran], lift=lines
     )
-    say(ax, _finding(runs), f"gate {gate}, replicate {replicate}, one row a GPU", room=lines)
-    return ax
+    return ax, lines
 
 
 def _axes(ax: Axes, workers: tuple[str, ...], layout: _Layout) -> None:
@@ -130,12 +146,17 @@ def _frame(ax: Axes, run: Run, top: float, n_workers: int) -> None:
     makespan, foot = run.metrics["makespan_s"], top + n_workers
     ax.plot([0, makespan], [foot, foot], color=RULE, linewidth=0.6, zorder=0)
     ax.plot([makespan, makespan], [top - 0.1, foot + 0.1], color=INK, linewidth=1.1, linestyle=(0, (3, 2)))
-    _note(ax, seconds(makespan), (makespan, top + n_workers / 2), 4, color=INK)
+    _note(ax, _length(makespan), (makespan, top + n_workers / 2), 4, color=INK)
     name = run.scheduler + (" (sees true lengths)" if run.sees_lengths else "")
-    stage, idle = seconds(run.metrics["expert_stage_s"]), run.metrics["idle_fraction"]
+    stage, idle = _length(run.metrics["expert_stage_s"]), run.metrics["idle_fraction"]
     _note(ax, name, (0, top), 0, color=INK, above=True, bold=True)
     after = text_points(name, TEXT_SIZE) * 1.2 + 8
     _note(ax, f"expert stage {stage}, GPUs idle {idle:.0%} of it", (0, top), after, color=GREY, above=True)
+
+
+def _length(value: float) -> str:
+    """Seconds, with a decimal where a run is so short that one matters."""
+    return f"{value:.1f} s" if value < 100 else seconds(value)
 
 
 def _note(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,8 +16,12 @@ from mosaicsim.analysis.result import BASELINE, Result
 from mosaicsim.report.charts import gpu_time, speedups
 from mosaicsim.report.gantt import gantt
 from mosaicsim.report.means import gates_of
+from mosaicsim.report.paired_gantt import paired_gantt
 from mosaicsim.report.style import RC
 from mosaicsim.report.workload_charts import agreement_buckets, lengths, popularity
+
+if TYPE_CHECKING:
+    from mosaicsim.analysis.validation import Validation
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -26,9 +31,11 @@ __all__ = [
     "gantt",
     "gpu_time",
     "lengths",
+    "paired_gantt",
     "popularity",
     "save_plots",
     "save_to",
+    "save_validation_plots",
     "speedups",
 ]
 
@@ -37,6 +44,18 @@ def save_plots(result: Result, folder: Path, fmt: str = "png") -> list[Path]:
     """Draw every plot that ``result`` has data for into ``folder``, which is made if need be; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     return [save_to(folder / f"{name}.{fmt}", draw) for name, draw in _plots(result)]
+
+
+def save_validation_plots(validation: Validation, folder: Path, fmt: str = "png") -> list[Path]:
+    """Draw real and replayed runs into ``folder``, a picture a gate and replicate; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for gate, replicate in dict.fromkeys((real.gate, real.replicate) for real, _ in validation.pairs):
+        pairs = [p for p in validation.pairs if (p[0].gate, p[0].replicate) == (gate, replicate)]
+        draw = partial(paired_gantt, pairs, validation.workloads[replicate].experts, validation.workers)
+        name = f"real-and-replay-{_slug(gate)}" + (f"-{replicate}" if replicate else "")
+        drawn.append(save_to(folder / f"{name}.{fmt}", draw))
+    return drawn
 
 
 def save_to(path: Path, draw: partial[Axes]) -> Path:

@@ -23,9 +23,19 @@ SYNC_LINES = 16
 class Journal:
     """An append-only file of facts. Facts found when it is opened are in ``found``."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create. Raises OutputError: cannot be written, or holds something else."""
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open or create; one that is ``read_only`` is only looked at.
+
+        Raises OutputError: cannot be opened, or holds something else.
+        """
         self._path = path
+        if read_only:
+            self._open_to_read()
+        else:
+            self._open()
+
+    def _open(self) -> None:
+        path = self._path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -36,6 +46,14 @@ class Journal:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
         self.found = self._parse(whole)
         self._unsynced = 0
+
+    def _open_to_read(self) -> None:
+        self._file = -1
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            raise OutputError(f"{self._path}: cannot be read: {error.strerror}") from None
+        self.found = self._parse(content[: content.rfind(b"\n") + 1])
 
     def write(self, kind: str, **facts: Any) -> None:
         """Append a fact. Raises OutputError, as on a full disk."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ def ask(
     holds nothing but the questions to be asked.
     """
     profiled = load_block(calibration, calibration.experts, None, rng_streams("length_skew"))
-    held_out = _others(calibration, questions)
+    held_out = others(calibration, {q.id for q in questions})
     rows = profiled.of_questions(held_out)
     names = questions.categories
     graded, right = grades(names, profiled, rows)
@@ -119,6 +119,25 @@ def unanswered(
     )
 
 
+def calibrated(
+    workload: Workload,
+    calibration: Trace,
+    *,
+    router: Router[Any],
+    rng_streams: RngStreams,
+    for_gates: bool = False,
+) -> Workload:
+    """A workload that was read back, with the calibration that its schedulers and gates were shown."""
+    profiled = load_block(calibration, workload.experts, None, rng_streams("length_skew"))
+    held_out = others(calibration, set(workload.questions))
+    drawn = workload.calls.expert.reshape(workload.n_questions, -1)
+    known = replace(workload, calibration=calibration_of(profiled, profiled.of_questions(held_out), drawn))
+    if not for_gates:
+        return known
+    shown = _for_gates(profiled, held_out, drawn.shape[1], drawn, router, rng_streams)
+    return replace(known, gate_calibration=shown)
+
+
 def require_experts(trace: Trace, models: Sequence[str]) -> None:
     """Raise ScenarioError unless there is a model for every expert of the trace, and none besides."""
     for name in trace.experts:
@@ -135,9 +154,8 @@ def require_experts(trace: Trace, models: Sequence[str]) -> None:
             )
 
 
-def _others(calibration: Trace, questions: QuestionSet) -> Ints:
-    """Questions of the calibration trace that are not asked now."""
-    asked = {q.id for q in questions}
+def others(calibration: Trace, asked: Collection[str]) -> Ints:
+    """Questions of the calibration trace that are not asked now. Raises TraceError where there are none."""
     free = np.array([i for i, q in enumerate(calibration.questions) if q not in asked], np.int64)
     if not len(free):
         raise TraceError(

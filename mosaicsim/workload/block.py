@@ -145,12 +145,12 @@ def pick(
         raise TraceError(_not_a_block(block, questions, drawn, first < 0, router))
     if not (isinstance(router.options, DrawOptions) and router.options.resample):
         raise TraceError(_too_few_samples(block, questions, drawn, rows < 0, router))
-    made_up = _repeats(block, first[rows < 0], rng)
+    made_up = repeats(block, first[rows < 0], rng)
     rows[rows < 0] = len(block.columns.question) + np.arange(len(made_up.question))
     return block.columns.append(made_up).take(rows.ravel()), True
 
 
-def _repeats(block: Block, rows: Ints, rng: np.random.Generator) -> Columns:
+def repeats(block: Block, rows: Ints, rng: np.random.Generator) -> Columns:
     """One more sample of each row: a noisy length within the cap; prompt, answer and grade the same."""
     old = block.columns.take(rows)
     caps = block.trace.metadata.provenance.caps
