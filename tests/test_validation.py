@@ -192,6 +192,23 @@ def test_bad_input_is_one_line(
     assert not (world / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either SCENARIO or --log FILE"),
+        (["s.yaml", "--log", "log.csv"], "give either SCENARIO or --log FILE"),
+        (["s.yaml", "--profile", "rtx4090/llama-3.1-8b"], "--profile goes with --log only"),
+        (["--log", "log.csv", "--profile", "x", "--repeats", "3"], "--repeats goes with SCENARIO only"),
+        (["--log", "log.csv"], "--log needs --profile"),
+        (["s.yaml", "--from", "a", "--resume"], "--resume goes on with real runs"),
+    ],
+)
+def test_options_of_the_other_mode_are_refused(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(cli, ["validate", *arguments])
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
 def test_a_result_without_journals_is_refused(world: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke(
         cli, ["run", str(world / "world.yaml"), "-o", str(tmp_path / "run"), "--no-plots"]
