@@ -70,10 +70,9 @@ class WorkerActor:
         output = Path(f"/proc/{os.getpid()}/fd/{self._output.fileno()}")
         self._process = ProcessLink(environment_of(device, gpus, cores), output, self._inbox)
 
-    def obey(self, commands: Sequence[Command]) -> None:
-        """Pass commands on to the process."""
-        for command in commands:
-            self._process.send(command)
+    def obey(self, command: Command) -> None:
+        """Pass a command on to the process."""
+        self._process.send(command)
 
     def listen(self, timeout_s: float) -> tuple[list[Message], bytes]:
         """What the process reported since the last time, or nothing after ``timeout_s``, and its output."""

@@ -25,7 +25,6 @@ from mosaicsim.hardware.cluster import Cluster
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a late call after the shutdown must not start a cluster
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Of this process before Ray is imported, where the user has not said otherwise."""
@@ -47,6 +46,8 @@ class RayCluster:
         reached or has nothing free within ``start_timeout_s``.
         """
         self.section, self.device = section, device
+        # those on this host have to be on every other
+        self.folders = tuple(model.path for model in section.models.values() if Path(model.path).is_dir())
         self._hosts = list(dict.fromkeys(hosts))
         self._host_of = [self._hosts.index(host) for host in hosts]
         self._pinned: Counter[tuple[str, tuple[int, ...]]] = Counter()
@@ -68,11 +69,6 @@ class RayCluster:
     def close(self) -> None:
         """Give the reserved room back, leave the cluster, and end it if it was started here."""
         self._left.close()
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """Model folders, to be found on every host."""
-        return tuple(model.path for model in self.section.models.values() if Path(model.path).is_dir())
 
     def pin(self, arrival: Arrival, n_workers: int) -> tuple[int, ...] | None:
         """Cores for the sessions of so many workers on a host: the least used sets of it; None on GPUs."""

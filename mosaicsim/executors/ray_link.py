@@ -31,11 +31,12 @@ class RayLink:
     """A worker behind an actor; see :class:`mosaicsim.executors.link.Link`. Never waits for its actor."""
 
     def __init__(self, cluster: RayCluster, n_workers: int, actor: Any, output: Path, inbox: Inbox) -> None:
-        """The actor may still be on its way."""
-        self._cluster, self._n_workers, self._actor = cluster, n_workers, actor
+        """The actor may still be on its way: ``arrival`` and ``clock`` are told once it is there."""
+        self._cluster, self._n_workers, self.actor = cluster, n_workers, actor
         self._output, self._inbox = output, inbox
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self.arrival: Arrival | None = None
+        self.clock: ClockOffset | None = None
         self._cores: tuple[int, ...] | None = None
         output.parent.mkdir(parents=True, exist_ok=True)
         threading.Thread(target=self._live, daemon=True).start()
@@ -53,9 +54,9 @@ class RayLink:
         import ray
 
         with suppress(ray.exceptions.RayError):
-            ray.get(self._actor.kill.remote(), timeout=ANSWER_S)
+            ray.get(self.actor.kill.remote(), timeout=ANSWER_S)
             return
-        ray.kill(self._actor)
+        ray.kill(self.actor)
 
     def _live(self) -> None:
         """From the actor's arrival to its death, which is the last thing told."""
@@ -64,11 +65,10 @@ class RayLink:
         try:
             self._arrive()
             died = self._listen()
-        except ray.exceptions.RayError as error:
+        except Exception as error:  # whatever ends this thread is the end of the worker
             died = Died(time.monotonic(), reason_of(error))
-        except MosaicsimError as error:
-            died = Died(time.monotonic(), str(error))
-        ray.kill(self._actor)  # what it holds is free for the next
+        with suppress(Exception):  # Ray itself may be gone
+            ray.kill(self.actor)  # what it holds is free for the next
         self._commands.put(None)
         if self.arrival is not None:
             self._cluster.unpin(self.arrival, self._cores)
@@ -80,7 +80,7 @@ class RayLink:
 
         section = self._cluster.section
         try:
-            arriving = self._actor.arrive.remote(self._cluster.folders)
+            arriving = self.actor.arrive.remote(self._cluster.folders)
             self.arrival = ray.get(arriving, timeout=section.start_timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise MosaicsimError(
@@ -89,29 +89,29 @@ class RayLink:
             ) from None
         require_same(self.arrival)
         self._cores = self._cluster.pin(self.arrival, self._n_workers)
-        self._set_clock()
-        ray.get(self._actor.start.remote(self._cluster.device, section.cores_per_worker * self._n_workers))
+        ray.get(self.actor.start.remote(self._cluster.device, section.cores_per_worker))
         threading.Thread(target=self._speak, daemon=True).start()
 
-    def _set_clock(self) -> None:
+    def _set_clock(self) -> ClockOffset:
         import ray
 
-        self._clock = ClockOffset.measure(lambda: float(ray.get(self._actor.clock.remote())))
-        self._clock_s = time.monotonic()
+        self.clock = ClockOffset.measure(lambda: float(ray.get(self.actor.clock.remote())))
+        return self.clock
 
     def _listen(self) -> Died:
         """Pass messages and output on until the process ends."""
         import ray
 
+        clock, measured_s = self._set_clock(), time.monotonic()
         while True:
-            messages, output = ray.get(self._actor.listen.remote(LISTEN_S))
+            messages, output = ray.get(self.actor.listen.remote(LISTEN_S))
             self._write(output)
-            for message in map(self._clock.convert, messages):
+            for message in map(clock.convert, messages):
                 if isinstance(message, Died):
                     return message
                 self._inbox.put((self, message))
-            if time.monotonic() - self._clock_s > RESET_CLOCK_S:  # clocks of two hosts drift apart
-                self._set_clock()
+            if time.monotonic() - measured_s > RESET_CLOCK_S:  # clocks of two hosts drift apart
+                clock, measured_s = self._set_clock(), time.monotonic()
 
     def _write(self, output: bytes) -> None:
         if output:
@@ -119,14 +119,14 @@ class RayLink:
                 file.write(output)
 
     def _speak(self) -> None:
-        """Hand commands over in their order, as many at a time as there are."""
+        """Hand commands over one after the other: Ray keeps no order among the calls of several threads."""
         import ray
 
         with suppress(ray.exceptions.RayError):
             while (command := self._commands.get()) is not None:
                 if isinstance(command, StartSession) and command.cores is None:
                     command = replace(command, cores=self._cores)
-                ray.get(self._actor.obey.remote([command]))
+                ray.get(self.actor.obey.remote(command))
 
 
 def require_same(arrival: Arrival) -> None:
@@ -144,6 +144,8 @@ def require_same(arrival: Arrival) -> None:
 
 def reason_of(error: Exception) -> str:
     """What an actor died of, as Ray tells it, in one line."""
+    if isinstance(error, MosaicsimError):
+        return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     dead = [line for line in lines if line.startswith("The actor is dead because")]
     return (dead or lines or [type(error).__name__])[-1].partition(" Some common causes")[0][:300]
