@@ -58,7 +58,7 @@ def test_a_local_cluster_is_no_larger_than_this_machine(monkeypatch: pytest.Monk
 
 def test_ray_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
-    with pytest.raises(ScenarioError, match=r"execution.executor: ray, .* pip install 'mosaicsim\[ray\]'"):
+    with pytest.raises(ScenarioError, match=r"execution.executor: ray, .*pip install 'mosaicsim\[ray\]'"):
         require_ray(section(), "cpu", FOUR, Machine((), (0,)))
 
 

@@ -42,6 +42,14 @@ def section(**more: object) -> ExecutionSection:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_token() -> Iterator[None]:
+    """Clusters of tests need no secret of this user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_models(tmp_path_factory.mktemp("models"))
@@ -192,17 +200,18 @@ def two_nodes() -> Iterator[str]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     address = f"127.0.0.1:{port}"
-    head = [f"--port={port}", "--head", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
+    head = ["--head", f"--port={port}", "--include-dashboard=false"]
     nodes = [subprocess.Popen([*start, *head], env=env, **quiet)]
     try:
         wait_for(port)
-        join = [*namespace, *start, f"--address={address}", "--node-ip-address=127.0.0.1"]
-        nodes.append(subprocess.Popen(join, env=env, **quiet))
+        other = [*namespace, *start, f"--address={address}"]
+        nodes.append(subprocess.Popen(other, env=env, **quiet))
         yield address
     finally:
-        for node in nodes[::-1]:
-            node.terminate()
-        for node in nodes[::-1]:
+        for pid in set[int]().union(*({node.pid} | descendants(node.pid) for node in nodes)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for node in nodes:
             node.wait(60)
 
 
