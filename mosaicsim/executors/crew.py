@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mosaicsim.errors import MosaicsimError
-from mosaicsim.executors.link import Connect, Inbox, Link
+from mosaicsim.executors.link import Closing, Connect, Inbox, Link
 from mosaicsim.executors.messages import Died, Message, Quit, Unload, Unloaded
 
 FAREWELL_S = 20.0
@@ -74,11 +74,15 @@ class Crew:
         while new:
             received = self.receive(max(0.0, deadline - time.monotonic()))
             if received is None or isinstance(received[1], Died):
-                group, why = (min(new), "is not up") if received is None else (received[0], "died")
-                raise MosaicsimError(
-                    f"worker {group[0]} {why} before its first session; its output is in {self.output(group)}"
-                )
+                raise MosaicsimError(self._not_up(min(new), received))
             new.discard(received[0])
+
+    def _not_up(self, group: tuple[int, ...], received: tuple[tuple[int, ...], Message] | None) -> str:
+        """One line on the worker that died, or on ``group`` of which nothing was heard."""
+        why = "is not up"
+        if received is not None and isinstance(received[1], Died):
+            group, why = received[0], f"died ({received[1].reason})"
+        return f"worker {group[0]} {why} before its first session; its output is in {self.output(group)}"
 
     def unload(self) -> None:
         """Have every worker free its memory, so that the next run starts from nothing."""
@@ -90,9 +94,13 @@ class Crew:
     def close(self, *, at_once: bool = False) -> None:
         """End every worker: ask it to quit, and kill those that do not."""
         waiting = set(self._links)
-        for link in self._links.values():
-            link.kill() if at_once else link.send(Quit())
-        self._await(waiting, Died)
+        try:
+            for link in self._links.values():
+                link.kill() if at_once else link.send(Quit())
+            self._await(waiting, Died)
+        finally:
+            if isinstance(self._connect, Closing):
+                self._connect.close()
 
     def _await(self, waiting: set[tuple[int, ...]], kind: type[Message]) -> None:
         deadline = time.monotonic() + FAREWELL_S

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mosaicsim.executors.messages import Command, Message
 
@@ -26,3 +26,12 @@ Inbox = queue.SimpleQueue[tuple[Link, Message]]
 
 Connect = Callable[[tuple[int, ...], Path, Inbox], Link]
 """Starts a worker that drives the devices of these worker indices, its output appended to a file."""
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """A Connect that holds something of its own, given back when no worker is left."""
+
+    def close(self) -> None:
+        """Give it back."""
+        ...

@@ -1,0 +1,296 @@
+"""The same workers as actors of a real Ray cluster: the conformance suite, and how an actor can die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from engines import (
+    ROOT,
+    KeepAll,
+    RealConformance,
+    arguments,
+    build_tiny_models,
+    crew_of,
+    needs_ray,
+    needs_vllm,
+)
+from executor_conformance import Script, session, sessions_ended
+
+from mosaicsim.errors import MosaicsimError, ScenarioError
+from mosaicsim.execution import ExecutionSection
+from mosaicsim.executors.crew import Crew
+from mosaicsim.executors.messages import Died, EngineArguments
+from mosaicsim.executors.ray_cluster import RayCluster
+from mosaicsim.executors.ray_link import RayLink
+from mosaicsim.executors.vllm_executor import VllmExecutor
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, needs_vllm, needs_ray]
+
+
+def section(**more: object) -> ExecutionSection:
+    return ExecutionSection.model_validate(
+        {"questions": "none", "models": {}, "executor": "ray", "start_timeout_s": 300, **more}
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_token() -> Iterator[None]:
+    """Clusters of tests need no secret of this user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+    cluster = RayCluster(section(), "cpu", ["host0", "host0"])
+    with crew_of(tmp_path_factory.mktemp("workers"), cluster) as crew:
+        yield crew
+
+
+def actor_of(crew: Crew, worker: int) -> int:
+    """The process of a worker's actor."""
+    link = crew.link((worker,))
+    assert isinstance(link, RayLink)
+    assert link.arrival is not None
+    return link.arrival.pid
+
+
+class TestConformance(RealConformance):
+    @pytest.fixture(autouse=True)
+    def _world(self, models: Path, crew: Crew) -> Iterator[None]:
+        self.models, self.crew = models, crew
+        yield
+        crew.unload()
+
+    def kill(self, worker: int) -> None:
+        os.kill(actor_of(self.crew, worker), signal.SIGKILL)
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes under a process, in whatever session they are."""
+    parent = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, new = set[int](), {pid}
+    while new:
+        found |= new
+        new = {child for child, of in parent.items() if of in new} - found
+    return found - {pid}
+
+
+def running(pids: set[int]) -> set[int]:
+    """Those of them that are still there, and not only to be buried."""
+    left = set()
+    for pid in pids:
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                left.add(pid)
+    return left
+
+
+def wait_until_gone(pids: set[int], timeout_s: float = 60.0) -> set[int]:
+    deadline = time.monotonic() + timeout_s
+    while running(pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return running(pids)
+
+
+def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> None:
+    import ray
+
+    def kill_process() -> None:
+        (process,) = descendants(actor_of(crew, 0))
+        os.kill(process, signal.SIGKILL)
+
+    def kill_actor_process() -> None:
+        os.kill(actor_of(crew, 0), signal.SIGKILL)
+
+    def kill_actor() -> None:
+        link = crew.link((0,))
+        assert isinstance(link, RayLink)
+        ray.kill(link.actor)
+
+    for kill, reason in [
+        (kill_process, "killed by SIGKILL"),
+        (kill_actor_process, "its worker process has died"),
+        (kill_actor, "killed by `ray.kill`"),
+        (lambda: crew.kill((0,)), "killed by SIGKILL"),
+    ]:
+        crew.warm([(0,)], 300)
+        actor = actor_of(crew, 0)
+        gone = {actor} | descendants(actor)
+        assert len(gone) == 2
+        kill()
+        while (received := crew.receive(60)) is not None and not isinstance(received[1], Died):
+            pass
+        assert received is not None
+        assert isinstance(received[1], Died)
+        assert received[0] == (0,)
+        assert reason in received[1].reason
+        assert not wait_until_gone(gone)
+
+
+COORDINATOR = """
+import sys, time
+from pathlib import Path
+from mosaicsim.executors.crew import Crew
+from mosaicsim.executors.ray_cluster import RayCluster
+from test_ray_executor import section
+
+crew = Crew(RayCluster(section(), "cpu", ["host0"]), Path(sys.argv[1]))
+try:
+    crew.warm([(0,)], 300)
+    print("up", flush=True)
+    time.sleep(600)
+finally:
+    crew.close(at_once=True)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+def test_a_local_cluster_does_not_outlive_its_coordinator(how: signal.Signals, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    coordinator = subprocess.Popen(
+        [sys.executable, "-c", COORDINATOR, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with coordinator:
+        assert coordinator.stdout is not None
+        assert coordinator.stdout.readline() == "up\n"
+        started = descendants(coordinator.pid)
+        names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in started}
+        assert "raylet" in names
+        coordinator.send_signal(how)
+        assert not wait_until_gone({coordinator.pid} | started)
+
+
+APART_S = 100_000
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """A cluster of two nodes of one CPU, the second with a monotonic clock of its own; its address."""
+    namespace = ["unshare", "--time", "--monotonic", str(APART_S), "--fork", "--kill-child"]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("no time namespaces for this user: unshare --time needs root")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"]
+    start += ["--object-store-memory=100000000", "--disable-usage-stats"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    address = f"127.0.0.1:{port}"
+    head = ["--head", f"--port={port}", "--include-dashboard=false"]
+    nodes = [subprocess.Popen([*start, *head], env=env, **quiet)]
+    try:
+        wait_for(port)
+        other = [*namespace, *start, f"--address={address}"]
+        nodes.append(subprocess.Popen(other, env=env, **quiet))
+        yield address
+    finally:
+        for pid in set[int]().union(*({node.pid} | descendants(node.pid) for node in nodes)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for node in nodes:
+            node.wait(60)
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        time.sleep(0.5)
+    raise AssertionError("the head node did not come up")
+
+
+def join(address: str, hosts: list[str], timeout_s: float = 120) -> RayCluster:
+    """Join once both nodes are there."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return RayCluster(section(ray_address=address), "cpu", hosts)
+        except (ScenarioError, MosaicsimError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+def test_two_hosts_whose_clocks_are_apart(models: Path, two_nodes: str, tmp_path: Path) -> None:
+    def engine_of(expert: str, workers: tuple[int, ...]) -> EngineArguments:
+        return arguments(models, expert, tp=len(workers), max_num_seqs=2)
+
+    script = Script(
+        [session(0, (0,), "a", range(2)), session(1, (1,), "a", range(2, 4))], sessions_ended(0, 1)
+    )
+    with crew_of(tmp_path, join(two_nodes, ["a", "b"])) as crew:
+        crew.warm([(0,), (1,)], 300)
+        end_s = VllmExecutor(crew, 2, engine_of, KeepAll([50] * 4)).run(script)
+        links = [crew.link((worker,)) for worker in (0, 1)]
+    clocks, nodes = [], set()
+    for link in links:
+        assert isinstance(link, RayLink)
+        assert link.clock is not None
+        assert link.arrival is not None
+        clocks.append(-link.clock.seconds)
+        nodes.add(link.arrival.node)
+    assert len(nodes) == 2
+    assert sorted(clocks) == pytest.approx([0, APART_S], abs=0.1)
+    calls = script.calls()
+    for call in calls.values():  # moments cut to fit the session's would be equal to its ends
+        assert 0 < call["start"] < call["first"] < call["finish"] < call["at"] <= end_s
+    assert calls[0]["finish"] - calls[0]["start"] > 10 * 0.001, "50 steps took their time"
+    for worker in (0, 1):
+        assert "Loading" in (tmp_path / f"worker-{worker}.log").read_text()
+
+
+def test_a_cluster_with_too_little_is_named_with_what_it_has(two_nodes: str) -> None:
+    join(two_nodes, ["a", "b"]).close()
+    with pytest.raises(ScenarioError, match=r"2 workers on a take 2 CPUs of one node, .* has 1, 1 CPUs"):
+        RayCluster(section(ray_address=two_nodes), "cpu", ["a", "a"])
+    with pytest.raises(ScenarioError, match=r"1 workers on a take 1 GPUs of one node, .* has 0, 0 GPUs"):
+        RayCluster(section(ray_address=two_nodes), "cuda", ["a"])
+
+
+def test_a_cluster_that_is_busy_is_waited_for_so_long(two_nodes: str) -> None:
+    others = join(two_nodes, ["a", "b"])
+    try:
+        busy = section(ray_address=two_nodes, start_timeout_s=2)
+        with pytest.raises(MosaicsimError, match=r"start_timeout_s: after 2 s .* of its 2, 0 are free"):
+            RayCluster(busy, "cpu", ["c"])
+    finally:
+        others.close()
+
+
+def test_a_model_that_is_missing_on_a_host(two_nodes: str, tmp_path: Path) -> None:
+    """The folder is there as the cluster is joined, and gone as the actor looks."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    cluster = RayCluster(section(ray_address=two_nodes, models={"a": {"path": str(folder)}}), "cpu", ["a"])
+    folder.rmdir()
+    with (
+        crew_of(tmp_path, cluster) as crew,
+        pytest.raises(MosaicsimError, match=rf"worker 0 died \(host .* has no folder {folder}; a model's"),
+    ):
+        crew.warm([(0,)], 300)
