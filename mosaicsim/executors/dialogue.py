@@ -106,6 +106,7 @@ class Dialogue:
         """
         self._calls = calls
         self.replies, self.shortened = {}, set()
+        self._asked_tokens: dict[int, int] = {}
         self._proposers = np.arange(len(calls)).reshape(len(self._questions), -1)
         if proposers is not None:
             self._proposers = proposers
@@ -119,6 +120,7 @@ class Dialogue:
             sampling = self._speakers[self._experts[expert]].sampling
         else:
             tokens, sampling = self._aggregator_prompt(call_id - n), self._aggregator.sampling
+            self._asked_tokens[call_id] = len(tokens)
         return CallRequest(call_id, tokens, {**sampling, "logprobs": 0, "seed": self._seed(call_id)})
 
     def take(self, result: CallResult) -> int:
@@ -155,7 +157,9 @@ class Dialogue:
 
     def asked_tokens(self, call_id: int) -> int:
         """Tokens of an aggregator's prompt."""
-        return len(self._aggregator_prompt(call_id - len(self._calls)))
+        if call_id not in self._asked_tokens:  # asked by the attempt that this one goes on with
+            self._asked_tokens[call_id] = len(self._aggregator_prompt(call_id - len(self._calls)))
+        return self._asked_tokens[call_id]
 
     def aggregator_calls(self) -> AggregatorCalls:
         """What the aggregator's turned out to be."""
