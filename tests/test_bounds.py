@@ -149,7 +149,7 @@ def test_no_engine_run_beats_the_bound(data: st.DataObject) -> None:
         for _, blocks, _ in devices
     ]
     bound_by = [
-        EngineLimits(tables, load_s, 4 * blocks, seqs, policy == "v1", caching)
+        EngineLimits(tables, load_s, 4 * blocks, seqs, policy == "v1", caching, 4)
         for tables, (_, blocks, load_s) in zip(compiled, devices, strict=True)
     ]
     expert = [draw(st.integers(0, n_experts - 1)) for _ in range(n)]

@@ -27,6 +27,7 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
                     max_num_seqs=spec.config.max_num_seqs,
                     mixes_prefill=spec.config.policy == "v1",
                     keeps_blocks=spec.config.prefix_caching,
+                    block_size=spec.config.block_size,
                 )
                 for spec in specs
             ]

@@ -11,7 +11,9 @@ Each part relaxes what every schedule must do, so their maximum is a bound. Why 
 * A preempted call gets its next token out of recomputing its prefill instead, of at least the g tokens
   generated (its prompt may be shared). So a token never costs less than ``min(affine(g), prefill g)``.
 * With prefix caching it may recompute one token only, and attends to the others, which cost no less than
-  ``context`` each. Under V1 its step still holds at most max_num_seqs sequences, and pays the base for them.
+  ``context`` each. Under V1 its step still holds at most max_num_seqs sequences, and pays the base for them;
+  only ``slope`` is replaced by the cost of that token. Nor is a call preempted more often than calls need a
+  block: each preemption is for a need that is met at once, or the victim's own, which is met at its return.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class EngineLimits:
 
     ``mixes_prefill``: decodes may run in a step with prefill (vLLM's V1). Without it (V0) a prefill step
     stands alone and pays its own base. ``keeps_blocks``: a preempted call may find its own KV again (prefix
-    caching). No cost in ``tables`` may be negative.
+    caching), in blocks of ``block_size`` tokens. No cost in ``tables`` may be negative.
     """
 
     tables: StepTables
@@ -40,6 +42,7 @@ class EngineLimits:
     max_num_seqs: int
     mixes_prefill: bool = True
     keeps_blocks: bool = False
+    block_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -176,12 +179,13 @@ def _separable_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
         context = min(context, rate)
     full, capacity = float(engine.max_num_seqs), float(engine.kv_capacity_tokens)
     mean_batch = min(full, float(decodes.sum()) * capacity / stored) if stored else full
+    needs = np.minimum(decodes, decodes / engine.block_size + 1)
     best = np.zeros(len(decodes))
     # the base is paid for each full batch of sequences, or for each KV cache full of attended tokens
     for batch, a_token, a_context in ((full, 1 / full, 0.0), (mean_batch, 0.0, 1 / capacity)):
         base, slope = _line_below(step_s, batch)
         if engine.keeps_blocks and engine.mixes_prefill:
-            base, slope = min(base, engine.tables.mixed_base[0]), min(slope, rate - context)
+            base = min(base, engine.tables.mixed_base[0])
         share = base * (a_token + a_context * own_prompt) + slope
         growth = base * a_context + context
         seconds = decodes * (share + context * calls.prompt_tokens) + growth * triangle
@@ -191,6 +195,8 @@ def _separable_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
         elif not engine.mixes_prefill:
             spared = np.maximum(share - (rate - context), 0.0)
             seconds -= _positive_sum(spared, base * a_context, decodes)
+        else:
+            seconds -= max(slope - (rate - context), 0.0) * needs
         best = max(best, seconds, key=np.sum)
     work: Floats = best + rate * own_prompt
     return work
