@@ -13,6 +13,8 @@ PIECE = 128
 STEPS = 6
 """Decode steps a point, at least."""
 
+LEAST_POINTS = 20
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -70,17 +72,17 @@ class Speed:
 def design(limits: Limits, speed: Speed, budget_s: float) -> list[Point]:
     """Points that fit the engine, and together the budget; every third or so is held out of the fit.
 
-    A point that alone would take a fifth of the budget is left out, however much it would tell.
+    The dearest are left out first, and one that takes a fifth of the budget always: what is cheap tells the
+    engine's base costs. ``LEAST_POINTS`` stay, whatever they take.
     """
-    points = [
-        p
-        for p in [*_decodes(limits), *_contexts(limits, speed, budget_s), *_prefills(limits), *_mixed(limits)]
-        if _fits(p, limits) and speed.seconds(p) <= budget_s / 5
-    ]
-    points = list(dict.fromkeys(points))
-    # the dearest go first; what is cheap is what tells the engine's base costs
-    while sum(map(speed.seconds, points)) > budget_s and len(points) > 12:
-        points.remove(max(points, key=speed.seconds))
+    wanted = [*_decodes(limits), *_contexts(limits, speed, budget_s), *_prefills(limits), *_mixed(limits)]
+    points = list(dict.fromkeys(p for p in wanted if _fits(p, limits)))
+    cost = {p: speed.seconds(p) for p in points}
+    while len(points) > LEAST_POINTS:
+        dearest = max(points, key=cost.__getitem__)
+        if sum(cost[p] for p in points) <= budget_s and cost[dearest] <= budget_s / 5:
+            break
+        points.remove(dearest)
     return points
 
 
@@ -103,9 +105,12 @@ def _short(limits: Limits) -> int:
 def _decodes(limits: Limits) -> Iterator[Point]:
     """The batch at little context, dense where kernels change; batches between are held out."""
     prompt, seats = _short(limits), limits.max_num_seqs
-    fitted = sorted({*_powers(1, seats), *(b for b in _powers(3, seats) if b < seats)})
+    fitted = sorted({*_powers(1, seats), *(b for b in _powers(3, seats) if 4 < seats > b)})
     for batch in fitted:
         yield Point(batch, prompt, STEPS)
+    yield Point(1, 5 * prompt, STEPS)
+    for batch in sorted({1, seats}):
+        yield Point(batch, 3 * prompt, STEPS, held_out=True)
     for below, above in itertools.pairwise(fitted):
         if above - below > 1:
             yield Point((below + above) // 2, prompt, STEPS, held_out=True)

@@ -72,7 +72,7 @@ def fit_host(samples: Sequence[StepSample]) -> HostOverhead:
 
 def fit_two_regime(samples: Sequence[StepSample]) -> TwoRegimeLatency:
     """Two lines: decode-only steps in (1, B, C), steps with prefill in (1, B, P, C). Seconds of the model."""
-    decodes, mixed = _split(samples)
+    decodes, mixed = _split(samples, least=2)
     base, batch, context = _fit(decodes, lambda s: [1.0, s.batch, s.context_tokens])
     fixed, beside, token, seen = _fit(mixed, lambda s: [1.0, s.batch, s.prefill_tokens, s.context_tokens])
     return TwoRegimeLatency(base, batch, context, fixed, beside, token, seen)
@@ -83,7 +83,7 @@ def fit_operators(samples: Sequence[StepSample]) -> OperatorLatency:
 
     The points of a table are those that were measured. Seconds of the model.
     """
-    decodes, mixed = _split(samples)
+    decodes, mixed = _split(samples, least=2)
     batches = _knots([s.batch for s in decodes])
     *decode_s, context = _fit(decodes, lambda s: [*_hats(batches, s.batch), s.context_tokens])
     tokens = _knots([s.batch + s.prefill_tokens for s in mixed])
@@ -105,7 +105,7 @@ def fit_operators(samples: Sequence[StepSample]) -> OperatorLatency:
 
 def held_out_error(model: LatencyModel, samples: Sequence[StepSample]) -> FitError:
     """How far ``model`` is off on ``samples``, none of which it may have been fitted to."""
-    decodes, mixed = _split(samples)
+    decodes, mixed = _split(samples, least=1)
     tables = model.compile(
         max(s.batch for s in samples), max(s.prefill_tokens for s in samples), HostOverhead()
     )
@@ -123,11 +123,11 @@ def _mape(tables: StepTables, samples: Sequence[StepSample]) -> float:
     return float(np.mean([abs(step_s(tables, s) / s.model_s - 1) for s in samples]) * 100)
 
 
-def _split(samples: Sequence[StepSample]) -> tuple[list[StepSample], list[StepSample]]:
-    """Decode-only steps, and those with prefill. Raises ValueError where either is missing."""
+def _split(samples: Sequence[StepSample], least: int) -> tuple[list[StepSample], list[StepSample]]:
+    """Decode-only steps, and those with prefill. Raises ValueError for fewer than ``least`` of either."""
     decodes = [s for s in samples if not s.prefill_tokens]
     mixed = [s for s in samples if s.prefill_tokens]
-    if len(decodes) < 2 or len(mixed) < 2:
+    if min(len(decodes), len(mixed)) < least:
         raise ValueError(f"{len(decodes)} decode-only steps and {len(mixed)} with prefill are too few to fit")
     return decodes, mixed
 

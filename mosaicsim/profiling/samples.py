@@ -20,7 +20,7 @@ class StepSample:
     held_out: bool
     batch: int
     prefill_tokens: int
-    context_tokens: int
+    context_tokens: float
     pairs: float
     seconds: float
     host_s: float
@@ -61,7 +61,7 @@ def _groups(samples: Iterable[StepSample]) -> list[list[StepSample]]:
 def _median(group: Sequence[StepSample]) -> StepSample:
     return replace(
         group[0],
-        context_tokens=round(median(s.context_tokens for s in group)),
+        context_tokens=median(s.context_tokens for s in group),
         seconds=median(s.seconds for s in group),
         host_s=median(s.host_s for s in group),
     )
