@@ -147,12 +147,13 @@ def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> N
 
 
 COORDINATOR = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.ray_cluster import RayCluster
 from test_ray_executor import section
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 crew = Crew(RayCluster(section(), "cpu", ["host0"]), Path(sys.argv[1]))
 try:
     crew.warm([(0,)], 300)
