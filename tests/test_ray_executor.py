@@ -111,6 +111,12 @@ def wait_until_gone(pids: set[int], timeout_s: float = 60.0) -> set[int]:
     return running(pids)
 
 
+def test_a_worker_is_as_urgent_as_its_coordinator(crew: Crew) -> None:
+    crew.warm([(0,)], 300)
+    (process,) = descendants(actor_of(crew, 0))
+    assert os.getpriority(os.PRIO_PROCESS, process) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> None:
     import ray
 
