@@ -111,6 +111,12 @@ def wait_until_gone(pids: set[int], timeout_s: float = 60.0) -> set[int]:
     return running(pids)
 
 
+def test_a_worker_is_as_urgent_as_its_coordinator(crew: Crew) -> None:
+    crew.warm([(0,)], 300)
+    (process,) = descendants(actor_of(crew, 0))
+    assert os.getpriority(os.PRIO_PROCESS, process) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> None:
     import ray
 
@@ -147,12 +153,13 @@ def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> N
 
 
 COORDINATOR = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.ray_cluster import RayCluster
 from test_ray_executor import section
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 crew = Crew(RayCluster(section(), "cpu", ["host0"]), Path(sys.argv[1]))
 try:
     crew.warm([(0,)], 300)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a late call after the shutdown must not start a cluster
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # of a cluster started here: engines are no background work
 }
 """Of this process before Ray is imported, where the user has not said otherwise."""
 
@@ -108,7 +109,9 @@ class RayCluster:
             else:
                 require_answer(address)
                 ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except MosaicsimError:
+            raise
+        except Exception as error:  # Ray raises many kinds
             raise MosaicsimError(
                 f"{where if address else 'execution.executor: ray'}: {_line(error)}"
             ) from None
@@ -119,14 +122,14 @@ class RayCluster:
     def _reserve(self, hosts: Sequence[str]) -> None:
         """A bundle for each host, so that its workers and their groups find room on one node."""
         import ray
-        from ray.util.placement_group import placement_group, remove_placement_group
+        from ray.util.placement_group import placement_group
 
         kind, each = resource(self.device, self.section)
         nodes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]
         require_room(kind, each, Counter(hosts), nodes, "the Ray cluster")
         bundles = [{kind: float(each * self._host_of.count(i))} for i in range(len(self._hosts))]
         self._group = placement_group(bundles, strategy="SPREAD")
-        self._left.callback(remove_placement_group, self._group)
+        self._left.callback(self._free)
         if not self._group.wait(self.section.start_timeout_s):
             free = ray.available_resources().get(kind, 0.0)
             raise MosaicsimError(
@@ -134,6 +137,13 @@ class RayCluster:
                 f"not freed the workers' {kind}s ({_listed(b[kind] for b in bundles)} by host); of its "
                 f"{sum(nodes):g}, {free:g} are free"
             )
+
+    def _free(self) -> None:
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        with suppress(ray.exceptions.RayError):  # a cluster that is gone holds nothing
+            remove_placement_group(self._group)
 
     def _place(self, workers: tuple[int, ...]) -> Any:
         """An actor for them on their host's node."""
