@@ -308,7 +308,9 @@ def _calibration_aggregator(profiled: Block, columns: Columns, questions: Ints, 
     rows = profiled.aggregator(questions)
     if rows is None:
         length = np.maximum(np.rint(LENGTH_MEDIAN * mean(columns.output_tokens)), 1).astype(np.int64)
-        return np.minimum(length, MAX_OUTPUT_TOKENS), mean(columns.prompt_tokens) + TEMPLATE_TOKENS + proposals
+        return np.minimum(length, MAX_OUTPUT_TOKENS), mean(
+            columns.prompt_tokens
+        ) + TEMPLATE_TOKENS + proposals
     own = profiled.columns.take(rows)
     return own.output_tokens, own.prompt_tokens + proposals
 
