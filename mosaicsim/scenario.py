@@ -58,6 +58,9 @@ class WorkloadSection(StrictModel):
         "recorded only under the routing they were recorded with",
     )
     length_skew: LengthSkew | None = Field(None, description="distort the recorded lengths")
+    cost_error: Annotated[float, Field(ge=1, le=100)] = Field(
+        1.0, description="schedulers are told lengths that are off by this factor, up or down by expert"
+    )
     questions: PositiveInt | None = Field(
         None, description="evaluate only so many questions, drawn at random"
     )

@@ -52,6 +52,7 @@ from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.ballots import GateCalibration
 from mosaicsim.workload.build import build_workload
+from mosaicsim.workload.cost_error import with_cost_error
 from mosaicsim.workload.calls import NO_ANSWER, Bools, Ints, Workload
 from mosaicsim.workload.trace import Trace, read_trace
 
@@ -125,6 +126,7 @@ def _replicate(scenario: Scenario, fleet: Fleet, trace: Trace, number: int) -> R
         rng_streams=streams,
         for_gates=any_fitted(scenario),
     )
+    workload = with_cost_error(workload, scenario.workload.cost_error, streams("cost_error"))
     for name in scenario.experts:
         if name not in workload.experts:
             raise ScenarioError(
