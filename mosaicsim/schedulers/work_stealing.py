@@ -24,6 +24,7 @@ from mosaicsim.schedulers.base import (
     SchedulerOptions,
     Seat,
     SessionCost,
+    WorkerView,
 )
 from mosaicsim.schedulers.outlook import Outlook
 from mosaicsim.schedulers.predictors import Informed, predict_tokens
@@ -207,16 +208,16 @@ class WorkStealing:
         rest = tuple(w for w in problem.workers if w.index not in reserved) or problem.workers
         if stages == "early":
             spared = tuple(replace(w, backlog_s=early.get(w.index, 0.0)) for w in problem.workers)
-            plan = self._start.plan(replace(problem, workers=spared))
+            plan = self._start.plan(_on(problem, spared))
             return replace(plan, info=plan.info | {"stages": stages})
         if heavy.all() or not heavy.any() or stages == "one":
-            return self._start.plan(replace(problem, workers=rest))
+            return self._start.plan(_on(problem, rest))
         kept = tuple(w for w in problem.workers if w.index in reserved)
         light = problem.workers if stages == "waves" else kept
-        first = self._start.plan(replace(problem, call_ids=problem.call_ids[~heavy], workers=light))
+        first = self._start.plan(_on(replace(problem, call_ids=problem.call_ids[~heavy]), light))
         busy = _busy_s(problem, first)
         behind = tuple(replace(w, backlog_s=w.backlog_s + busy[w.index]) for w in rest)
-        second = self._start.plan(replace(problem, call_ids=problem.call_ids[heavy], workers=behind))
+        second = self._start.plan(_on(replace(problem, call_ids=problem.call_ids[heavy]), behind))
         info = second.info | {"stages": stages}
         return Plan(first.sessions + second.sessions, max(first.predicted_s, second.predicted_s), info)
 
@@ -369,6 +370,13 @@ def _hold(problem: Problem, outlook: Outlook, how: str) -> _Held:
 def _marginal_s(cost: SessionCost, n_calls: int) -> float:
     """Seconds a call adds to a session of many."""
     return cost.predict_s(n_calls) / n_calls if n_calls else 0.0
+
+
+def _on(problem: Problem, workers: tuple[WorkerView, ...]) -> Problem:
+    """The problem on some of its workers, or with other backlogs."""
+    place = {worker.index: i for i, worker in enumerate(problem.workers)}
+    costs = tuple(tuple(row[place[w.index]] for w in workers) for row in problem.costs)
+    return replace(problem, workers=workers, costs=costs)
 
 
 def _with_held(

@@ -42,4 +42,4 @@ def _lengths(told: Calibration, scale: Floats) -> Ints:
     if not len(told.lengths):
         return told.lengths
     scaled = np.maximum(np.rint(told.lengths * scale[:, None]), 1).astype(np.int64)
-    return np.where(told.lengths > 0, scaled, 0)
+    return np.asarray(np.where(told.lengths > 0, scaled, 0), np.int64)
