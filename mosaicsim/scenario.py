@@ -58,6 +58,9 @@ class WorkloadSection(StrictModel):
         "recorded only under the routing they were recorded with",
     )
     length_skew: LengthSkew | None = Field(None, description="distort the recorded lengths")
+    cost_error: Annotated[float, Field(ge=1, le=100)] = Field(
+        1.0, description="schedulers are told lengths that are off by this factor, up or down by expert"
+    )
     questions: PositiveInt | None = Field(
         None, description="evaluate only so many questions, drawn at random"
     )
@@ -101,10 +104,40 @@ class ModelSection(StrictModel):
     )
 
 
+class InstanceSection(StrictModel):
+    """Another way to run the aggregator; what is left out is the profile's or the engine's."""
+
+    tp: PositiveInt = Field(1, description="GPUs an instance spans")
+    load_s: Seconds | None = Field(None, description="cold session start at this tp")
+    host_base_ms: Milliseconds | None = Field(None, description="host time an iteration at this tp")
+
+
 class AggregatorSection(ModelSection):
     """The aggregator stage, after a barrier."""
 
     tp: PositiveInt = Field(1, description="GPUs an instance spans; instances share the questions")
+    alternatives: tuple[InstanceSection, ...] = Field(
+        (), description="other tp a scheduler that steers may choose, by predicted makespan"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> AggregatorSection:
+        sizes = [self.tp, *(other.tp for other in self.alternatives)]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"tp and the tp of alternatives must differ, got {', '.join(map(str, sizes))}")
+        return self
+
+    def at(self, tp: int) -> ModelSection:
+        """The aggregator as it is at ``tp`` GPUs."""
+        for other in self.alternatives:
+            if other.tp == tp:
+                return ModelSection(
+                    model=self.model,
+                    timing=self.timing,
+                    load_s=other.load_s,
+                    host_base_ms=other.host_base_ms,
+                )
+        return self
 
 
 class EngineSection(StrictModel):

@@ -13,6 +13,7 @@ import numpy as np
 from mosaicsim.executors.base import Executor
 from mosaicsim.runtime.events import (
     CallsFinished,
+    CallsWithdrawn,
     Event,
     SessionEnded,
     SessionReady,
@@ -177,6 +178,43 @@ class Conformance(ABC):
         script = Script([session(0, (0,), "a", range(1))], sessions_ended(0), react)
         self.executor([self.SHORT]).run(script)
         assert not script.calls()[0]["cancelled"]
+
+    def test_calls_that_wait_are_given_back(self) -> None:
+        """Of five calls two can run; the others come back when asked for, and may go to another worker."""
+
+        def react(executor: Executor, event: Event) -> None:
+            if isinstance(event, CallsFinished) and 0 in event.records.call_ids:
+                executor.withdraw_calls(0, np.array([0, 1, 3, 4, 77]))
+            if isinstance(event, CallsWithdrawn):
+                given = event.call_ids.tolist()
+                executor.start_session(session(1, (1,), "a", range(min(given), max(given) + 1)))
+
+        script = Script([session(0, (0,), "a", range(5))], sessions_ended(0, 1), react)
+        lengths = [self.SHORT, self.LONG, self.LONG, self.SHORT, self.SHORT]
+        self.executor(lengths).run(script)
+        (withdrawn,) = script.of(CallsWithdrawn)
+        assert isinstance(withdrawn, CallsWithdrawn)
+        assert withdrawn.session == 0
+        moved = set(withdrawn.call_ids.tolist())
+        assert moved <= {3, 4}, "neither ended, nor started, nor unknown calls"
+        assert 4 in moved
+        calls = script.calls()
+        assert set(calls) == set(range(5))
+        ready = {e.session: e.at_s for e in script.of(SessionReady) if isinstance(e, SessionReady)}
+        for call in moved:
+            assert calls[call]["start"] >= ready[1]
+            assert not calls[call]["cancelled"]
+
+    def test_nothing_is_given_back_by_a_session_that_is_over(self) -> None:
+        def react(executor: Executor, event: Event) -> None:
+            if isinstance(event, SessionEnded):
+                executor.withdraw_calls(event.session, np.array([0]))
+
+        script = Script([session(0, (0,), "a", range(1))], lambda s: bool(s.of(CallsWithdrawn)), react)
+        self.executor([self.SHORT]).run(script)
+        (withdrawn,) = script.of(CallsWithdrawn)
+        assert isinstance(withdrawn, CallsWithdrawn)
+        assert not len(withdrawn.call_ids)
 
     def test_calls_added_to_an_open_session(self) -> None:
         def react(executor: Executor, event: Event) -> None:

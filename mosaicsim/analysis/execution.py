@@ -47,8 +47,9 @@ from mosaicsim.runtime.events import SessionSpec
 from mosaicsim.runtime.journal import Journal
 from mosaicsim.runtime.orchestrator import AGGREGATOR, Orchestrator
 from mosaicsim.runtime.runlog import PENDING, RunLog
+from mosaicsim.runtime.steered import SteeredRun, orchestrate
 from mosaicsim.scenario import Scenario, resolved
-from mosaicsim.schedulers.base import Plan
+from mosaicsim.schedulers.base import Plan, Scheduler
 from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.asked import ask, require_experts
@@ -155,7 +156,7 @@ class Executed:
             return []
         return self.machine.core_sets(self.section.cores_per_worker)
 
-    def carry_out(self, orchestrator: Orchestrator, crew: Crew, ledger: Ledger) -> float:
+    def carry_out(self, orchestrator: Orchestrator | SteeredRun, crew: Crew, ledger: Ledger) -> float:
         """Run it to its end on the crew's engines; returns the last second."""
         section = self.section
         executor = VllmExecutor(
@@ -318,8 +319,7 @@ class RealReplicate(Replicate):
         outputs: OutputParts,
         tell: Callable[[int, int], None],
     ) -> tuple[Run, Ledger, list[dict[str, Any]]]:
-        policy, judge = scheduler.create(), self.gate(gate)
-        workload = self.workload
+        judge, workload = self.gate(gate), self.workload
         self.dialogue.begin(workload.calls)
         log = RunLog(len(workload.calls) + workload.n_questions)
         names = {"scheduler": scheduler.label, "gate": gate.label, "replicate": self._replicate}
@@ -330,10 +330,11 @@ class RealReplicate(Replicate):
 
         ledger = Ledger(journal, self.dialogue, report)
         ledger.restore(log)
-        orchestrator = Orchestrator(
+        policy, plan = self._plan_of_rest(scheduler, gate, log)
+        orchestrator = orchestrate(
             workload,
             self._fleet.pool,
-            self._plan_of_rest(scheduler, log),
+            plan,
             policy,
             judge,
             self._problem_for(policy),
@@ -345,17 +346,16 @@ class RealReplicate(Replicate):
         run = self._describe_real(orchestrator, scheduler, gate, makespan)
         return run, ledger, self._answers(names, orchestrator)
 
-    def _plan_of_rest(self, scheduler: Policy, log: RunLog) -> Plan:
-        """The scheduler's plan for the calls that have not ended."""
+    def _plan_of_rest(self, scheduler: Policy, gate: Policy, log: RunLog) -> tuple[Scheduler, Plan]:
+        """The scheduler and its plan for the calls that have not ended."""
         if not log.sessions:
-            return self.plan(scheduler)
-        policy = scheduler.create()
+            return self.planned(scheduler, gate)
+        policy: Scheduler = scheduler.create()
         left = np.flatnonzero(log.status[: len(self.workload.calls)] == PENDING)
-        plan: Plan = policy.plan(self._problem_for(policy)(left, self._fleet.pool.workers))
-        return plan
+        return policy, self.plan_of(policy, left, gate)
 
     def _describe_real(
-        self, orchestrator: Orchestrator, scheduler: Policy, gate: Policy, makespan: float
+        self, orchestrator: Orchestrator | SteeredRun, scheduler: Policy, gate: Policy, makespan: float
     ) -> Run:
         aggregator = self.dialogue.aggregator_calls()
         answered = replace(self.workload, outcomes=self.dialogue.outcomes(), aggregator=aggregator)
@@ -402,7 +402,9 @@ class RealReplicate(Replicate):
             "error": result.error or None,
         }
 
-    def _answers(self, names: dict[str, Any], orchestrator: Orchestrator) -> list[dict[str, Any]]:
+    def _answers(
+        self, names: dict[str, Any], orchestrator: Orchestrator | SteeredRun
+    ) -> list[dict[str, Any]]:
         """The answer to every question, and whose it is."""
         rows, k, n = [], len(self.workload.calls) // self.workload.n_questions, len(self.workload.calls)
         for q, question in enumerate(self.asked):

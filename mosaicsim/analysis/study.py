@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -29,17 +30,21 @@ from mosaicsim.analysis.result import BASELINE, Result, Run
 from mosaicsim.errors import InfeasibleError, ScenarioError, nearest
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.profiling import profile_sessions
+from mosaicsim.executors.rehearsal import Rehearsal
 from mosaicsim.executors.simulated import SessionCache, SimulatedExecutor
 from mosaicsim.policies import Policy, PolicyKind
-from mosaicsim.runtime.orchestrator import Orchestrator
+from mosaicsim.runtime.orchestrator import AGGREGATOR, Orchestrator
 from mosaicsim.runtime.runlog import CANCELLED, FAILED, FINISHED
+from mosaicsim.runtime.steered import SteeredRun, orchestrate
 from mosaicsim.scenario import Scenario, resolved
 from mosaicsim.schedulers.base import (
+    Instances,
     OracleProblem,
     Plan,
     Problem,
     Scheduler,
     SessionCost,
+    Steering,
     WorkerView,
     check_plan,
 )
@@ -47,6 +52,7 @@ from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.ballots import GateCalibration
 from mosaicsim.workload.build import build_workload
+from mosaicsim.workload.cost_error import with_cost_error
 from mosaicsim.workload.calls import NO_ANSWER, Bools, Ints, Workload
 from mosaicsim.workload.trace import Trace, read_trace
 
@@ -120,6 +126,7 @@ def _replicate(scenario: Scenario, fleet: Fleet, trace: Trace, number: int) -> R
         rng_streams=streams,
         for_gates=any_fitted(scenario),
     )
+    workload = with_cost_error(workload, scenario.workload.cost_error, streams("cost_error"))
     for name in scenario.experts:
         if name not in workload.experts:
             raise ScenarioError(
@@ -127,8 +134,9 @@ def _replicate(scenario: Scenario, fleet: Fleet, trace: Trace, number: int) -> R
                 f"it has {', '.join(workload.experts)}"
             )
     replicate = Replicate(fleet, workload, streams, number)
+    gate = scenario.policies(PolicyKind.GATE)[0]
     for i, scheduler in enumerate(scenario.policies(PolicyKind.SCHEDULER)):
-        replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}")
+        replicate.plan(scheduler, where=f"schedulers.{i}.{scheduler.name}", gate=gate)
     for gate in scenario.policies(PolicyKind.GATE):
         replicate.gate(gate)
     return replicate
@@ -147,16 +155,17 @@ class Replicate:
         self._replicate = replicate
         self._sessions: SessionCache = {}
         self._bounds: dict[bytes, float] = {}
-        self._plans: dict[str, Plan] = {}
+        self._planned: dict[tuple[str, str], tuple[Scheduler, Plan]] = {}
         self._gates: dict[str, Gate] = {}
 
     def run(self, scheduler: Policy, gate: Policy) -> Run:
         """One scheduler under one gate."""
-        policy, judge = scheduler.create(), self.gate(gate)
-        orchestrator = Orchestrator(
+        judge = self.gate(gate)
+        policy, plan = self.planned(scheduler, gate)
+        orchestrator = orchestrate(
             self.workload,
             self._fleet.pool,
-            self.plan(scheduler),
+            plan,
             policy,
             judge,
             self._problem_for(policy),
@@ -166,7 +175,7 @@ class Replicate:
             self._fleet.simulated(self._streams),
             np.concatenate([self.workload.outcomes.output_tokens, self.workload.aggregator.output_tokens]),
             np.concatenate([self.workload.outcomes.answer, np.full(self.workload.n_questions, NO_ANSWER)]),
-            reactive=judge.cancels,
+            reactive=judge.cancels or plan.course is not None,
             cache=self._sessions,
         )
         makespan = executor.run(orchestrator)
@@ -175,22 +184,71 @@ class Replicate:
             orchestrator, scheduler, gate, makespan, self.workload, self.workload.aggregator.correct, bound
         )
 
-    def plan(self, scheduler: Policy, where: str = "") -> Plan:
-        """The scheduler's plan for the whole expert stage; made once, whatever the gate.
+    def plan(self, scheduler: Policy, where: str = "", gate: Policy | None = None) -> Plan:
+        """The scheduler's plan for the whole run. Raises InfeasibleError that starts with ``where``."""
+        return self.planned(scheduler, gate, where)[1]
 
-        Raises InfeasibleError that starts with ``where``.
-        """
-        if scheduler.label not in self._plans:
-            policy = scheduler.create()
+    def planned(
+        self, scheduler: Policy, gate: Policy | None = None, where: str = ""
+    ) -> tuple[Scheduler, Plan]:
+        """The scheduler and its plan; made once, for each gate where it steers and the gate is given."""
+        policy = scheduler.create()
+        key = scheduler.label, gate.label if gate is not None and isinstance(policy, Steering) else ""
+        if key not in self._planned:
             calls = np.arange(len(self.workload.calls))
-            problem = self._problem_for(policy)(calls, self._fleet.pool.workers)
             try:
-                plan = policy.plan(problem)
+                self._planned[key] = policy, self.plan_of(policy, calls, gate)
             except InfeasibleError as error:
                 raise InfeasibleError(f"{where}: {error}") from None
-            check_plan(plan, problem, scheduler.label)
-            self._plans[scheduler.label] = plan
-        return self._plans[scheduler.label]
+        return self._planned[key]
+
+    def plan_of(self, policy: Scheduler, calls: Ints, gate: Policy | None) -> Plan:
+        """A plan for some of the calls, checked; one that steers is told of the gate and the aggregator."""
+        problem = replace(
+            self._problem_for(policy)(calls, self._fleet.pool.workers), rehearsal=self._rehearsal
+        )
+        if gate is not None and isinstance(policy, Steering):
+            problem = replace(problem, gate=self.gate(gate), instances=self._instances)
+        plan = policy.plan(problem)
+        check_plan(plan, problem, policy.name)
+        return plan
+
+    @cached_property
+    def _rehearsal(self) -> Rehearsal | None:
+        """Plays plans on calibration questions; None where they are not known as such."""
+        calibration = self.workload.calibration
+        if not len(calibration.lengths) or not len(calibration.aggregator_output_tokens):
+            return None
+        return Rehearsal(
+            lambda: replace(self._fleet.simulated(self._streams), failures={}),
+            self._fleet.pool,
+            self.workload.experts,
+            self.workload.calls,
+            calibration,
+            lambda scene: self._streams(f"rehearsal.{scene}"),
+        )
+
+    @cached_property
+    def _instances(self) -> tuple[Instances, ...]:
+        """The ways to run the aggregator, with a sweep over its calibration calls for each kind of device."""
+        calibration, most = self.workload.calibration, self.workload.n_questions
+        costs: dict[tuple[str, int], SessionCost] = {}
+        found = []
+        for tp, groups in self._fleet.aggregator_groups():
+            for group in groups:
+                device = self._fleet.cluster.workers[group[0]].device
+                if (device, tp) not in costs:
+                    costs[device, tp] = profile_sessions(
+                        self._fleet.engine_of(AGGREGATOR, group),
+                        calibration.aggregator_output_tokens,
+                        calibration.aggregator_prompt_tokens,
+                        most,
+                        self._fleet.profile_of(AGGREGATOR, device, tp).reasoning,
+                        self._streams(f"profiling.{AGGREGATOR}.{tp}.{device}"),
+                    )
+            devices = (self._fleet.cluster.workers[group[0]].device for group in groups)
+            found.append(Instances(tp, groups, tuple(costs[device, tp] for device in devices)))
+        return tuple(found)
 
     def gate(self, gate: Policy) -> Gate:
         """The gate, fitted to the calibration questions if it is such a one; once, whatever the scheduler."""
@@ -257,7 +315,7 @@ class Replicate:
         def problem_of(call_ids: Ints, workers: tuple[WorkerView, ...]) -> Problem:
             known = self._true if scheduler.sees_lengths else self._profiled
             costs = tuple(tuple(known[m, w.device] for w in workers) for m in range(len(workload.experts)))
-            shown = (workload.experts, workload.calls, call_ids, workers, costs)
+            shown = (workload.experts, workload.calls, call_ids, workers, costs, workload.calibration)
             if scheduler.sees_lengths:
                 return OracleProblem(*shown, output_tokens=workload.outcomes.output_tokens)
             return Problem(*shown)
@@ -273,7 +331,7 @@ class Replicate:
 
     def describe(
         self,
-        orchestrator: Orchestrator,
+        orchestrator: Orchestrator | SteeredRun,
         scheduler: Policy,
         gate: Policy,
         makespan: float,

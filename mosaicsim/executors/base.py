@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from mosaicsim.runtime.events import Event, SessionSpec
+from mosaicsim.workload.calls import Ints
 
 
 class Handler(Protocol):
@@ -36,11 +37,19 @@ class Executor(Protocol):
         ...
 
     def add_calls(self, spec: SessionSpec) -> None:
-        """Queue the calls of ``spec`` behind those of the open session with that number."""
+        """Queue the calls of ``spec`` behind those of the open session with that number, or ``ahead`` of them."""
         ...
 
     def cancel_call(self, session: int, call_id: int) -> None:
         """Drop a queued or running call; nothing happens to a call that has ended."""
+        ...
+
+    def withdraw_calls(self, session: int, call_ids: Ints) -> None:
+        """Take back those of the calls that have not started; started ones go on.
+
+        Answered once by CallsWithdrawn, which tells which they were (possibly none), unless the session's
+        worker is lost first. A call that was taken back is the handler's again: it may be given to any session.
+        """
         ...
 
     def stop_session(self, session: int) -> None:

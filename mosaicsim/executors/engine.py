@@ -79,7 +79,7 @@ class Engine:
 
     Calls are known by their row. ``start``, ``first_token`` and ``finish`` hold engine seconds (-1.0 until
     they happen), ``preempted`` how often a call lost its KV, ``cancelled`` which calls were cancelled before
-    they finished. ``generated`` is up to date for calls that are neither running nor finished: see
+    they finished, ``withdrawn`` which were taken back before they started. ``generated`` is up to date for calls that are neither running nor finished: see
     :meth:`tokens_generated`.
     """
 
@@ -95,6 +95,7 @@ class Engine:
         self.generated: list[int] = []
         self.preempted: list[int] = []
         self.cancelled: set[int] = set()
+        self.withdrawn: set[int] = set()
         self.finished: list[int] = []
         self.clock = 0.0
         self._tables = tables
@@ -103,6 +104,7 @@ class Engine:
         self._finish_step: list[int] = []
         self._arrivals: deque[tuple[float, int]] = deque()
         self._cancels: list[int] = []
+        self._ahead: set[int] = set()
         self._loop = self._run()
         next(self._loop)
 
@@ -112,11 +114,13 @@ class Engine:
         output_tokens: Sequence[int],
         groups: Sequence[int] | None = None,
         arrive: Sequence[float] | None = None,
+        *,
+        ahead: bool = False,
     ) -> range:
         """Queue calls and return their rows, which wait from ``arrive`` on (engine seconds, default 0).
 
         ``groups`` marks calls with an identical prompt by an equal number (negative: no twin). Arrivals must
-        not precede those added before. Raises InfeasibleError for a call that no empty KV cache can hold.
+        not precede those added before. Calls added ``ahead`` wait before those that wait then. Raises InfeasibleError for a call that no empty KV cache can hold.
         """
         self._check_fits(prompt_tokens, output_tokens)
         n = len(prompt_tokens)
@@ -129,12 +133,24 @@ class Engine:
             times.extend([-1.0] * n)
         for counts in (self.generated, self.preempted):
             counts.extend([0] * n)
-        self._arrivals.extend(zip([0.0] * n if arrive is None else arrive, rows, strict=True))
+        times_rows = list(zip([0.0] * n if arrive is None else arrive, rows, strict=True))
+        if ahead:
+            self._ahead.update(rows)
+            times_rows.reverse()
+        self._arrivals.extend(times_rows)
         return rows
 
     def cancel(self, row: int) -> None:
         """Drop a call at the end of the iteration in progress; a finished call stays finished."""
         self._cancels.append(row)
+
+    def withdraw(self, row: int) -> bool:
+        """Take back a call that has not started; False, and nothing happens, if it has, or has ended."""
+        if self.start[row] >= 0 or self.finish[row] >= 0 or row in self.withdrawn:
+            return False
+        self.withdrawn.add(row)
+        self._cancels.append(row)
+        return True
 
     def advance(self, until: float = inf) -> float:
         """Run every iteration that ends by ``until`` and return the next moment of interest.
@@ -185,6 +201,7 @@ class Engine:
         start, first_token, finish = self.start, self.first_token, self.finish
         generated, preempted = self.generated, self.preempted
         arrivals, cancels, finished = self._arrivals, self._cancels, self.finished
+        ahead = self._ahead
 
         waiting: deque[int] = deque()
         order: list[int] = []  # running calls as admitted, with leftovers of those that have ended since
@@ -259,6 +276,8 @@ class Engine:
                     elif row in waiting:
                         waiting.remove(row)
                     finish[row] = t
+                    if row in self.withdrawn:
+                        continue
                     self.cancelled.add(row)
                     if reactive:
                         finished.append(row)
@@ -266,7 +285,7 @@ class Engine:
             while arrivals and arrivals[0][0] <= t:
                 row = arrivals.popleft()[1]
                 if finish[row] < 0:
-                    waiting.append(row)
+                    (waiting.appendleft if row in ahead else waiting.append)(row)
             if not B and not waiting and partial < 0:
                 self.clock = t
                 while not cancels and (not arrivals or arrivals[0][0] > horizon):

@@ -45,11 +45,12 @@ class Fleet:
         self.cluster = _cluster(scenario, self._catalog)
         self._engines: dict[tuple[str, str, int], EngineSpec] = {}
         largest = max(map(len, self.cluster.islands))
-        if scenario.aggregator.tp > largest:
-            raise ScenarioError(
-                f"aggregator.tp: {scenario.aggregator.tp} GPUs of one device on one host asked for, "
-                f"the cluster has at most {largest}"
-            )
+        for where, tp in self._aggregator_sizes():
+            if tp > largest:
+                raise ScenarioError(
+                    f"{where}: {tp} GPUs of one device on one host asked for, "
+                    f"the cluster has at most {largest}"
+                )
         if scenario.aggregator.tp > (scenario.cluster.workers_at_once or largest):
             raise ScenarioError(
                 f"cluster.workers_at_once: {scenario.cluster.workers_at_once}, but an aggregator instance "
@@ -92,7 +93,7 @@ class Fleet:
 
     def profile_of(self, name: str, device: str, tp: int = 1) -> Profile:
         """The profile of the model that plays ``name``."""
-        section = self.section_of(name)
+        section = self.section_of(name, tp)
         where = "aggregator" if name == AGGREGATOR else f"experts.{name}"
         try:
             return self._catalog.profile(
@@ -116,10 +117,27 @@ class Fleet:
         spec = self.engine_of(AGGREGATOR, island[:tp])
         return spec.config.max_num_seqs / spec.tables.decode_base[spec.config.max_num_seqs]
 
-    def section_of(self, name: str) -> ModelSection:
+    def aggregator_groups(self) -> list[tuple[int, tuple[tuple[int, ...], ...]]]:
+        """Each tp the aggregator may run at, the scenario's own first, and the groups of workers for it."""
+        found = []
+        for _, tp in self._aggregator_sizes():
+            groups = [
+                island[i : i + tp]
+                for island in self.cluster.islands
+                for i in range(0, len(island) // tp * tp, tp)
+            ]
+            found.append((tp, tuple(groups)))
+        return found
+
+    def _aggregator_sizes(self) -> list[tuple[str, int]]:
+        section = self._scenario.aggregator
+        others = [(f"aggregator.alternatives.{i}.tp", o.tp) for i, o in enumerate(section.alternatives)]
+        return [("aggregator.tp", section.tp), *others]
+
+    def section_of(self, name: str, tp: int = 1) -> ModelSection:
         """What the scenario says of an expert or the aggregator. Raises ScenarioError if it says nothing."""
         if name == AGGREGATOR:
-            return self._scenario.aggregator
+            return self._scenario.aggregator.at(tp)
         experts = self._scenario.experts
         if name not in experts:
             raise ScenarioError(
@@ -133,7 +151,7 @@ class Fleet:
         blocks = settings.num_gpu_blocks or profile.kv_capacity_tokens // settings.block_size
         chosen = {k: v for k, v in self._resolved.get(name, {}).items() if k in RESOLVED}
         config = replace(engine_config(settings, blocks), **chosen)
-        host = self._host_overhead(self.section_of(name), profile)
+        host = self._host_overhead(self.section_of(name, tp), profile)
         tables = profile.latency.compile(config.max_num_seqs, config.max_num_batched_tokens, host)
         return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s)
 

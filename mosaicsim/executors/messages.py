@@ -84,10 +84,11 @@ class StartSession:
 
 @dataclass(frozen=True)
 class AddCalls:
-    """Queue more calls behind those of the running session."""
+    """Queue more calls behind those that wait in the running session, or ``ahead`` of them."""
 
     session: int
     calls: tuple[CallRequest, ...]
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,14 @@ class CancelCall:
 
     session: int
     call_id: int
+
+
+@dataclass(frozen=True)
+class WithdrawCalls:
+    """Give back those of the calls that have not started; answered by Withdrawn."""
+
+    session: int
+    call_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Quit:
     """End the process."""
 
 
-Command = StartSession | AddCalls | CancelCall | Unload | Quit
+Command = StartSession | AddCalls | CancelCall | WithdrawCalls | Unload | Quit
 
 # worker to coordinator
 
@@ -164,6 +173,14 @@ class Results(Message):
     session: int
     results: tuple[CallResult, ...]
     time: EngineTime = field(default_factory=EngineTime)
+
+
+@dataclass(frozen=True)
+class Withdrawn(Message):
+    """These of the calls that were to be withdrawn had not started, and are not here any more."""
+
+    session: int
+    call_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,9 @@ class Session:
 
     def walls(self, taus: Floats) -> Floats:
         """Seconds of the run for past engine seconds, shape kept; -1 (never happened) stays -1."""
+        if len(self._pieces) == 1:
+            since, at, speed = self._pieces[0]
+            return np.where(taus < 0, -1.0, at + (taus - since) / speed)
         tau, wall, rate = np.array(self._pieces).T
         piece = np.maximum(np.searchsorted(tau, taus, side="right") - 1, 0)
         return np.where(taus < 0, -1.0, wall[piece] + (taus - tau[piece]) / rate[piece])

@@ -23,6 +23,7 @@ from mosaicsim.executors.session import EngineSpec, Session
 from mosaicsim.runtime.events import (
     CallRecords,
     CallsFinished,
+    CallsWithdrawn,
     Event,
     SessionEnded,
     SessionReady,
@@ -150,11 +151,31 @@ class SimulatedExecutor:
         target.engine.cancel(target.row_of[call_id])
         self._poke(target)
 
+    def withdraw_calls(self, session: int, call_ids: Ints) -> None:
+        """See Executor."""
+        self.env.process(self._withdraw(session, call_ids))
+
     def stop_session(self, session: int) -> None:
         """See Executor."""
         if session in self._sessions:
             self._sessions[session].stopping = True
             self._poke(self._sessions[session])
+
+    def _withdraw(self, number: int, call_ids: Ints) -> Generator[simpy.Event, Any, None]:
+        """Take back what has not started, and say so: as the command's own event, never inside of it."""
+        session = self._sessions.get(number)
+        free: list[int] = []
+        if session is not None:
+            if session.generating:
+                session.engine.advance(session.tau(float(self.env.now)))
+            for call in call_ids.tolist():
+                row = session.row_of.get(call)
+                if row is not None and session.engine.withdraw(row):
+                    del session.row_of[call]
+                    free.append(call)
+            self._poke(session)
+        self._emit(CallsWithdrawn(float(self.env.now), number, np.array(free, np.int64)))
+        yield self.env.timeout(0)
 
     def _begin(self) -> Generator[simpy.Event, Any, None]:
         self._handler.begin(self)
@@ -229,6 +250,7 @@ class SimulatedExecutor:
                 self._lengths[spec.call_ids].tolist(),
                 spec.groups.tolist(),
                 [tau] * len(ids),
+                ahead=spec.ahead,
             )
         except InfeasibleError as error:
             raise InfeasibleError(f"{spec.expert} on worker {spec.workers}: {error}") from error

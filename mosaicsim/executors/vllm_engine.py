@@ -118,6 +118,14 @@ class VllmEngine:
             finish_reason="cancelled",
         )
 
+    def withdraw(self, call_id: int) -> bool:
+        """Take a call out of the engine if it has never been scheduled; whether it was."""
+        state = self._engine.output_processor.request_states.get(self._internal[call_id])
+        if state is None or getattr(state.stats, "scheduled_ts", 0.0) > 0:
+            return False
+        self._engine.abort_request([self._internal.pop(call_id)], internal=True)
+        return True
+
     def step(self) -> Step:
         """Run one iteration."""
         self._running = self._waiting = self._generated = 0

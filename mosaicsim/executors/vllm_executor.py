@@ -34,10 +34,13 @@ from mosaicsim.executors.messages import (
     StartFailed,
     StartSession,
     Submitted,
+    WithdrawCalls,
+    Withdrawn,
 )
 from mosaicsim.runtime.events import (
     CallRecords,
     CallsFinished,
+    CallsWithdrawn,
     Event,
     SessionEnded,
     SessionReady,
@@ -183,10 +186,11 @@ class VllmExecutor:
     def add_calls(self, spec: SessionSpec) -> None:
         """See Executor."""
         session = self._sessions[spec.session]
-        session.calls |= dict.fromkeys(spec.call_ids.tolist())
+        added = dict.fromkeys(spec.call_ids.tolist())
+        session.calls = added | session.calls if spec.ahead else session.calls | added
         if session.launched:
             requests = self._requests(spec.call_ids.tolist())
-            self._crew.link(session.spec.workers).send(AddCalls(spec.session, requests))
+            self._crew.link(session.spec.workers).send(AddCalls(spec.session, requests, spec.ahead))
 
     def cancel_call(self, session: int, call_id: int) -> None:
         """See Executor."""
@@ -197,6 +201,17 @@ class VllmExecutor:
             self._crew.link(target.spec.workers).send(CancelCall(session, call_id))
         else:
             self._own.append((target.spec.workers, _cancelled(session, call_id)))
+
+    def withdraw_calls(self, session: int, call_ids: Ints) -> None:
+        """See Executor."""
+        target, asked = self._sessions.get(session), tuple(call_ids.tolist())
+        if target is not None and target.launched:
+            self._crew.link(target.spec.workers).send(WithdrawCalls(session, asked))
+            return
+        # nothing of a session that has not been launched has started, and one that has ended has no calls
+        workers = target.spec.workers if target is not None else ()
+        free = tuple(call for call in asked if target is not None and call in target.calls)
+        self._own.append((workers, Withdrawn(time.monotonic(), session, free)))
 
     def stop_session(self, session: int) -> None:
         """See Executor."""
@@ -250,6 +265,9 @@ class VllmExecutor:
         if isinstance(message, Died):
             self._bury(workers, message)
             return
+        if isinstance(message, Withdrawn):
+            self._give_back(message)
+            return
         session = self._sessions.get(getattr(message, "session", -1))
         if session is None or session.spec.workers != workers:
             return
@@ -286,6 +304,20 @@ class VllmExecutor:
                 self._losses[worker] = 0
         answers = self._recorder.ended(session.spec, results)
         self._emit(CallsFinished(at_s, session.spec.session, records_of(results, answers)))
+
+    def _give_back(self, message: Withdrawn) -> None:
+        """Calls that had not started are no longer the session's; one cancelled on the way is not among them."""
+        session = self._sessions.get(message.session)
+        free = [call for call in message.call_ids if session is not None and call in session.calls]
+        at_s = self._at(message.at_s)
+        if session is not None:
+            session.heard = time.monotonic()
+            for call in free:
+                del session.calls[call]
+                session.submitted.discard(call)
+        self._emit(CallsWithdrawn(at_s, message.session, np.array(free, np.int64)))
+        if session is not None:
+            self._end_if_done(session, at_s)
 
     def _end_if_done(self, session: _Session, at_s: float) -> None:
         if session.calls or not session.stopping or session.ready_s is None:

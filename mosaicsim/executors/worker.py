@@ -32,6 +32,8 @@ from mosaicsim.executors.messages import (
     Submitted,
     Unload,
     Unloaded,
+    WithdrawCalls,
+    Withdrawn,
 )
 from mosaicsim.executors.vllm_engine import Step, VllmEngine
 
@@ -87,9 +89,14 @@ class Worker:
         if isinstance(command, StartSession):
             self._start(command)
         elif isinstance(command, AddCalls) and command.session == self._session:
-            self._waiting.extend(command.calls)
+            if command.ahead:
+                self._waiting.extendleft(reversed(command.calls))
+            else:
+                self._waiting.extend(command.calls)
         elif isinstance(command, CancelCall) and command.session == self._session:
             self._cancel(command.call_id)
+        elif isinstance(command, WithdrawCalls) and command.session == self._session:
+            self._withdraw(command.call_ids)
         elif isinstance(command, Unload):
             self._unload()
             self._say(Unloaded(time.monotonic()))
@@ -143,6 +150,15 @@ class Worker:
         engine = self._engine
         if engine is not None and engine.holds(call_id):
             self._report((engine.cancel(call_id),))
+
+    def _withdraw(self, call_ids: tuple[int, ...]) -> None:
+        """Give back calls that wait here, or in the engine for their first turn."""
+        asked, engine = set(call_ids), self._engine
+        free = [call.call_id for call in self._waiting if call.call_id in asked]
+        self._waiting = deque(call for call in self._waiting if call.call_id not in asked)
+        if engine is not None:
+            free += [c for c in call_ids if engine.holds(c) and engine.withdraw(c)]
+        self._say(Withdrawn(time.monotonic(), self._session, tuple(free)))
 
     def _advance(self, engine: VllmEngine) -> None:
         """Feed the engine and run one iteration."""

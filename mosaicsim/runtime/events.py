@@ -16,7 +16,8 @@ class SessionSpec:
 
     ``expert`` is the pool's name for the model, or the aggregator's. ``call_ids``, ``prompt_tokens`` and
     ``groups`` have shape (n,); calls with an equal non-negative group have the identical prompt. Only an
-    ``open`` session takes further calls; it lasts until it is stopped.
+    ``open`` session takes further calls; it lasts until it is stopped. Calls added ``ahead`` are queued before
+    those that wait in the session, not behind them.
     """
 
     session: int
@@ -26,6 +27,7 @@ class SessionSpec:
     prompt_tokens: Ints
     groups: Ints
     open: bool = False
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,14 @@ class CallsFinished(Event):
 
     session: int
     records: CallRecords
+
+
+@dataclass(frozen=True)
+class CallsWithdrawn(Event):
+    """These of the calls that were to be withdrawn had not started; the session no longer has them."""
+
+    session: int
+    call_ids: Ints
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class RunLog:
         self.preemptions[ids] = records.preemptions
         self.session[ids] = session
         self.answer[ids] = records.answer
-        self.status[ids] = np.select([records.failed, records.cancelled], [FAILED, CANCELLED], FINISHED)
+        self.status[ids] = np.where(records.failed, FAILED, np.where(records.cancelled, CANCELLED, FINISHED))
 
     def cancel_unstarted(self, call_id: int, at_s: float) -> None:
         """Enter a call that was dropped before any session took it."""

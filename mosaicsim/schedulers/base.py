@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import Field
 
+from mosaicsim.aggregation.base import Gate
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.validation import StrictModel
-from mosaicsim.workload.calls import CallTable, Floats, Ints
+from mosaicsim.workload.calls import Calibration, CallTable, Floats, Ints
+
+AGGREGATING = -1
+"""The aggregator's number where an expert's number stands."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,43 @@ class WorkerView:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """A way to run the aggregator: an instance on each of ``groups`` of ``tp`` workers, at ``costs``."""
+
+    tp: int
+    groups: tuple[tuple[int, ...], ...]
+    costs: tuple[SessionCost, ...]
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a plan came to when it was played: seconds to the end of the expert stage, and to the end.
+
+    ``worker_s`` is when each worker ended its last expert session.
+    """
+
+    expert_stage_s: float
+    makespan_s: float
+    worker_s: tuple[float, ...] = ()
+
+
+class Rehearsing(Protocol):
+    """Plays plans of the calls to come, with lengths and answers of calibration questions."""
+
+    def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
+        """Play a plan in one scene: a draw of calibration questions, the same for every plan."""
+        ...
+
+
+@dataclass(frozen=True)
 class Problem:
     """What has to be placed: the calls left to run (without lengths), the pool, and the workers alive.
 
     ``call_ids`` (shape (n,)) are the rows of ``calls`` that are still to be run; ``costs[m][w]`` is
     expert m on ``workers[w]``. Experts are in first-seen order; one may have no call left. Barrier phases and
-    sessions refer to ``WorkerView.index``.
+    sessions refer to ``WorkerView.index``. ``calibration`` is what the profiling run saw; ``gate`` judges the
+    answers; ``instances`` are the ways to run the aggregator, the scenario's own first; ``rehearsal`` plays a
+    plan on calibration questions. The last three are there for a plan of a whole run only.
     """
 
     experts: tuple[str, ...]
@@ -72,6 +107,10 @@ class Problem:
     call_ids: Ints
     workers: tuple[WorkerView, ...]
     costs: tuple[tuple[SessionCost, ...], ...]
+    calibration: Calibration | None = None
+    gate: Gate | None = None
+    instances: tuple[Instances, ...] = ()
+    rehearsal: Rehearsing | None = None
 
     def counts(self) -> Ints:
         """Calls left of each expert, shape (experts,): the paper's N_m."""
@@ -112,12 +151,31 @@ class PlannedSession:
 class Plan:
     """An ordered list of sessions for each worker, and the makespan the scheduler itself predicts.
 
-    ``info`` holds deterministic facts of how the plan was found: objective, best_bound, gap, ...
+    ``info`` holds deterministic facts of how the plan was found: objective, best_bound, gap, ... The rest is
+    for runs that are steered (:class:`Steering`): see :class:`Course`.
     """
 
     sessions: tuple[PlannedSession, ...]
     predicted_s: float
     info: dict[str, float | int | str] = field(default_factory=dict)
+    course: Course | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a steered run is to do beside its sessions.
+
+    ``held`` calls start only when their question is still undecided once its other calls have ended, one at a
+    time, or when a session of their expert has fewer than ``fill`` calls left. The aggregator runs as
+    ``instances`` says, its calls as soon as their question needs them (``overlap``) or after the expert stage.
+    ``reserved`` workers take over no calls of others while aggregator calls may still come.
+    """
+
+    held: Ints
+    fill: int
+    overlap: bool
+    instances: Instances
+    reserved: tuple[int, ...] = ()
 
 
 class SchedulerOptions(StrictModel):
@@ -140,6 +198,64 @@ class Scheduler(Protocol):
 
     def plan(self, problem: Problem) -> Plan:
         """Place every call of ``problem.call_ids`` exactly once."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a call could go: a session's ``worker``, the calls not ended there, and its cost.
+
+    ``weight`` is what the call counts for, in calls of average size, as do ``calls``. ``wait_s`` is the predicted time until that session generates, load included; 0 once it does.
+    """
+
+    worker: int
+    calls: float
+    weight: float
+    cost: SessionCost
+    wait_s: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """Calls of one session, under way or planned, of which an idle worker may take some over.
+
+    ``calls`` have not ended; ``end_s`` is the predicted time until its worker has done all it was given.
+    ``cost`` is the session's where it is, ``cost_here`` on the idle worker, where loading takes
+    ``load_here_s`` (0: the model is there). ``running``: started calls stay where they are.
+    """
+
+    worker: int
+    expert: int
+    calls: int
+    end_s: float
+    cost: SessionCost
+    cost_here: SessionCost
+    load_here_s: float
+    running: bool
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What has come of the expert calls so far, both of shape (calls,): NO_ANSWER and 0 where one has not ended."""
+
+    answer: Ints
+    output_tokens: Ints
+
+
+@runtime_checkable
+class Steering(Scheduler, Protocol):
+    """A scheduler that is also asked while the run goes on."""
+
+    def seat(self, seats: Sequence[Seat]) -> int:
+        """The index of the seat a call that is now to run should take."""
+        ...
+
+    def arrange(self, call_ids: Ints, observed: Observed) -> Ints:
+        """The calls of a session about to start, in the order they are to be queued."""
+        ...
+
+    def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:
+        """For an idle worker: from which load it takes how many calls; None: it stays idle."""
         ...
 
 

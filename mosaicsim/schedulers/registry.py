@@ -16,13 +16,15 @@ from mosaicsim.schedulers.greedy import Greedy
 from mosaicsim.schedulers.ilp import Ilp
 from mosaicsim.schedulers.oracle import Oracle
 from mosaicsim.schedulers.round_robin import RoundRobin
+from mosaicsim.schedulers.tail_ilp import TailIlp
+from mosaicsim.schedulers.work_stealing import WorkStealing
 from mosaicsim.validation import explain
 
 GROUP = "mosaicsim.schedulers"
 """Entry-point group; each entry names a class that satisfies the Scheduler protocol."""
 
 BUILT_IN: dict[str, type[Scheduler]] = {
-    policy.name: policy for policy in (RoundRobin, DataParallel, Greedy, Ilp, Oracle)
+    policy.name: policy for policy in (RoundRobin, DataParallel, Greedy, Ilp, TailIlp, WorkStealing, Oracle)
 }
 
 

@@ -98,6 +98,7 @@ def unanswered(
     question = np.repeat(np.arange(n), k)
     expert = drawn.ravel()
     zeros = np.zeros(n * k, np.int64)
+    names = sorted({q.category for q in questions})
     return Workload(
         name=name,
         questions=tuple(q.id for q in questions),
@@ -111,10 +112,11 @@ def unanswered(
                 [prompt_tokens(q, m) for q, m in zip(question.tolist(), expert.tolist(), strict=True)],
                 np.int64,
             ),
+            category=np.repeat([names.index(q.category) for q in questions], k).astype(np.int64),
         ),
         outcomes=Outcomes(zeros, zeros, np.full(n * k, NO_ANSWER), np.zeros(n * k, np.bool_)),
         aggregator=AggregatorCalls(np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.bool_)),
-        calibration=calibration_of(profiled, rows, drawn),
+        calibration=calibration_of(profiled, rows, drawn, names),
         labels=labels,
     )
 

@@ -10,9 +10,23 @@ from pydantic import Field, model_validator
 
 from mosaicsim.errors import ScenarioError, TraceError
 from mosaicsim.validation import StrictModel
-from mosaicsim.workload.aggregator_model import model_aggregator
+from mosaicsim.workload.aggregator_model import (
+    LENGTH_MEDIAN,
+    MAX_OUTPUT_TOKENS,
+    TEMPLATE_TOKENS,
+    model_aggregator,
+)
 from mosaicsim.workload.block import Block, Columns, load_block, occurrence, pick
-from mosaicsim.workload.calls import AggregatorCalls, Bools, Calibration, CallTable, Ints, Outcomes, Workload
+from mosaicsim.workload.calls import (
+    NO_ANSWER,
+    AggregatorCalls,
+    Bools,
+    Calibration,
+    CallTable,
+    Ints,
+    Outcomes,
+    Workload,
+)
 from mosaicsim.workload.dealing import popularity
 from mosaicsim.workload.held_out import route_calibration
 from mosaicsim.workload.routing import Router, RoutingInput
@@ -107,12 +121,13 @@ def build_workload(
             expert=drawn.ravel(),
             sample=occurrence(drawn).ravel(),
             prompt_tokens=calls.prompt_tokens,
+            category=np.repeat(trace.codes("category")[trace.first_row[questions]], k),
         ),
         outcomes=Outcomes(
             calls.output_tokens, calls.visible_tokens, calls.answer, calls.correct, calls.confidence
         ),
         aggregator=aggregator,
-        calibration=calibration_of(profiled, rows, drawn),
+        calibration=calibration_of(profiled, rows, drawn, trace.values("category")),
         labels=labels,
         gate_calibration=gate_calibration,
     )
@@ -181,9 +196,7 @@ def grades(names: Sequence[str], profiled: Block, rows: Ints) -> tuple[Ints, Int
     A category that only the calibration trace has is counted in one more row, so that it still tells of the
     experts' overall strength.
     """
-    place = {name: i for i, name in enumerate(names)}
-    codes = np.array([place.get(n, len(names)) for n in profiled.trace.values("category")], dtype=np.int64)
-    category = codes[profiled.trace.codes("category")[rows]]
+    category = _category_codes(names, profiled)[rows]
     cell = category * len(profiled.experts) + profiled.columns.expert[rows]
     graded = ~profiled.trace.nulls("correct")[rows]
     size = (len(names) + 1) * len(profiled.experts)
@@ -235,12 +248,13 @@ def _aggregator(
     return AggregatorCalls(own.prompt_tokens + visible.sum(axis=1), own.output_tokens, own.correct), origin
 
 
-def calibration_of(profiled: Block, rows: Ints, drawn: Ints) -> Calibration:
+def calibration_of(profiled: Block, rows: Ints, drawn: Ints, categories: Sequence[str]) -> Calibration:
     """Calibration calls by expert. An expert that is never called may have none: the pool's stand in.
 
-    Raises TraceError: an expert with calls has no calibration rows.
+    ``categories`` are the evaluated questions' category names, by code. Raises TraceError: an expert with calls has no calibration rows.
     """
     columns = profiled.columns.take(rows)
+    category = _category_codes(categories, profiled)[rows]
     masks = [columns.expert == i for i in range(len(profiled.experts))]
     for index, mask in enumerate(masks):
         if not mask.any() and (drawn == index).any():
@@ -249,10 +263,56 @@ def calibration_of(profiled: Block, rows: Ints, drawn: Ints) -> Calibration:
                 "which has calls to run"
             )
     masks = [mask if mask.any() else np.ones_like(mask) for mask in masks]
+    questions = np.unique(columns.question)
+    table = _profiled_rows(profiled, questions, drawn.shape[1])
+    length, prompt = _calibration_aggregator(profiled, columns, questions, drawn.shape[1])
     return Calibration(
         output_tokens=tuple(columns.output_tokens[mask] for mask in masks),
         prompt_tokens=tuple(columns.prompt_tokens[mask] for mask in masks),
+        category=tuple(category[mask] for mask in masks),
+        answers=np.where(table >= 0, profiled.columns.answer[table], NO_ANSWER),
+        lengths=np.where(table >= 0, profiled.columns.output_tokens[table], 0),
+        question_category=_category_codes(categories, profiled)[profiled.trace.first_row[questions]],
+        aggregator_output_tokens=length,
+        aggregator_prompt_tokens=prompt,
     )
+
+
+def _category_codes(names: Sequence[str], profiled: Block) -> Ints:
+    """Category of each row of ``profiled``, by its place in ``names``; one code more for those not there."""
+    place = {name: i for i, name in enumerate(names)}
+    codes = np.array([place.get(n, len(names)) for n in profiled.trace.values("category")], dtype=np.int64)
+    return np.asarray(codes[profiled.trace.codes("category")])
+
+
+def _profiled_rows(profiled: Block, questions: Ints, k: int) -> Ints:
+    """Row by (question, expert, sample), at most k samples; -1 where there is none."""
+    samples = np.arange(min(k, 1 + int(profiled.trace.ints("sample").max(initial=0))))
+    experts = np.arange(len(profiled.experts))
+    return profiled.find(questions[:, None, None], experts[:, None], samples)
+
+
+def _calibration_aggregator(profiled: Block, columns: Columns, questions: Ints, k: int) -> tuple[Ints, Ints]:
+    """Output and prompt tokens of an aggregator call on each calibration question.
+
+    Recorded where the trace has the rows, with k proposals of the question's mean visible length; else the
+    median of the model in :mod:`~mosaicsim.workload.aggregator_model`.
+    """
+    place = np.searchsorted(questions, columns.question)
+    n = np.maximum(np.bincount(place), 1)
+
+    def mean(column: Ints) -> Ints:
+        return np.rint(np.bincount(place, weights=column) / n).astype(np.int64)
+
+    proposals = k * mean(columns.visible_tokens)
+    rows = profiled.aggregator(questions)
+    if rows is None:
+        length = np.maximum(np.rint(LENGTH_MEDIAN * mean(columns.output_tokens)), 1).astype(np.int64)
+        return np.minimum(length, MAX_OUTPUT_TOKENS), mean(
+            columns.prompt_tokens
+        ) + TEMPLATE_TOKENS + proposals
+    own = profiled.columns.take(rows)
+    return own.output_tokens, own.prompt_tokens + proposals
 
 
 def describe_popularity(drawn: Ints, n_experts: int, router: Router[Any]) -> str:

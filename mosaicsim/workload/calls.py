@@ -29,13 +29,20 @@ class CallTable:
     """The n expert calls of a workload, without their lengths; every column has shape (n,).
 
     ``question`` and ``expert`` are indices into the workload's questions and experts. Calls with equal
-    (question, expert) have the identical prompt: the router drew the expert more than once.
+    (question, expert) have the identical prompt: the router drew the expert more than once. ``category`` is
+    a code of the question's category, known before anything runs.
     """
 
     question: Ints
     expert: Ints
     sample: Ints
     prompt_tokens: Ints
+    category: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        """Without categories all calls are of one."""
+        if len(self.category) != len(self.question):
+            object.__setattr__(self, "category", np.zeros(len(self.question), np.int64))
 
     def __len__(self) -> int:
         return len(self.question)
@@ -77,11 +84,21 @@ class AggregatorCalls:
 class Calibration:
     """What the offline profiling run saw, on questions that the evaluation does not use.
 
-    ``output_tokens[m]`` and ``prompt_tokens[m]`` are expert m's calibration calls, one array an expert.
+    ``output_tokens[m]`` and ``prompt_tokens[m]`` are expert m's calibration calls, one array an expert, and
+    ``category[m]`` their categories, coded as in :class:`CallTable`. ``answers`` has shape (questions,
+    experts, samples), NO_ANSWER where nothing was profiled; ``lengths``, of the same shape, is 0 there, and
+    ``question_category`` (questions,) goes with both. ``aggregator_output_tokens`` and
+    ``aggregator_prompt_tokens`` are an aggregator call a question. What is empty is not known.
     """
 
     output_tokens: tuple[Ints, ...]
     prompt_tokens: tuple[Ints, ...]
+    category: tuple[Ints, ...] = ()
+    answers: Ints = field(default_factory=lambda: np.zeros((0, 0, 1), np.int64))
+    lengths: Ints = field(default_factory=lambda: np.zeros((0, 0, 1), np.int64))
+    question_category: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    aggregator_output_tokens: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    aggregator_prompt_tokens: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)

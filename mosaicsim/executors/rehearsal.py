@@ -1,0 +1,132 @@
+"""A rehearsal: a plan played on the simulated fleet, with calls that turn out as calibration questions did.
+
+This is what lets a scheduler see the tails, preemptions and waits that no closed form has. It knows the
+calls to come as the scheduler does, without their lengths: each question is given the lengths and answers of a
+calibration question of its category, so that what belongs together (long, disputed, asking) stays together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+
+from mosaicsim.aggregation.base import Decision, GateOptions, Verdict
+from mosaicsim.executors.simulated import SimulatedCluster, SimulatedExecutor
+from mosaicsim.runtime.pool import Pool
+from mosaicsim.runtime.steered import orchestrate
+from mosaicsim.schedulers.base import Plan, Problem, Rehearsed, Scheduler, WorkerView
+from mosaicsim.workload.ballots import Ballot, Ballots
+from mosaicsim.workload.calls import (
+    NO_ANSWER,
+    AggregatorCalls,
+    Calibration,
+    CallTable,
+    Ints,
+    Outcomes,
+    Workload,
+)
+
+
+class Rehearsal:
+    """Plays plans; every *scene* is another draw of calibration questions, the same for all plans."""
+
+    def __init__(
+        self,
+        cluster: Callable[[], SimulatedCluster],
+        pool: Pool,
+        experts: Sequence[str],
+        calls: CallTable,
+        calibration: Calibration,
+        rng: Callable[[int], np.random.Generator],
+    ) -> None:
+        """``rng(scene)`` is the scene's random stream; ``cluster`` is the fleet without failures."""
+        self._cluster, self._pool = cluster, pool
+        self._experts, self._calls, self._calibration = tuple(experts), calls, calibration
+        self._rng = rng
+        self._scenes: dict[int, Workload] = {}
+
+    def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
+        """Play a plan to its end under ``problem.gate``; without a gate the expert stage alone."""
+        workload = self._scene(scene)
+        gate = problem.gate if problem.gate is not None else _NoneAsks()
+
+        def problem_of(call_ids: Ints, workers: tuple[WorkerView, ...]) -> Problem:
+            return replace(problem, call_ids=call_ids)
+
+        run = orchestrate(workload, self._pool, plan, scheduler, gate, problem_of, scheduler)
+        lengths = np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens])
+        answers = np.concatenate(
+            [workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER, np.int64)]
+        )
+        reactive = gate.cancels or plan.course is not None
+        makespan = SimulatedExecutor(self._cluster(), lengths, answers, reactive=reactive).run(run)
+        ends = dict.fromkeys((w.index for w in self._pool.workers), 0.0)
+        for row in run.log.sessions.values():
+            if row.stage == "expert" and row.usage is not None:
+                ends[row.spec.workers[0]] = max(ends[row.spec.workers[0]], row.usage.end_s)
+        return Rehearsed(run.expert_stage_s, makespan, tuple(ends[w.index] for w in problem.workers))
+
+    def _scene(self, number: int) -> Workload:
+        if number not in self._scenes:
+            self._scenes[number] = self._draw(self._rng(number))
+        return self._scenes[number]
+
+    def _draw(self, rng: np.random.Generator) -> Workload:
+        """The calls with lengths and answers of calibration questions."""
+        calls, seen = self._calls, self._calibration
+        n = int(calls.question.max(initial=-1)) + 1
+        k = len(calls) // n
+        source = _alike(calls.category[::k], seen.question_category, rng)
+        row = source[calls.question]
+        sample = np.minimum(calls.sample, seen.lengths.shape[2] - 1)
+        lengths, answers = seen.lengths[row, calls.expert, sample], seen.answers[row, calls.expert, sample]
+        for m in np.unique(calls.expert[lengths == 0]).tolist():
+            bare = (calls.expert == m) & (lengths == 0)
+            lengths[bare] = rng.choice(seen.output_tokens[m], int(bare.sum()))
+        return Workload(
+            name="rehearsal",
+            questions=("",) * n,
+            categories=("",) * n,
+            experts=self._experts,
+            calls=calls,
+            outcomes=Outcomes(lengths, lengths, answers, np.zeros(len(calls), np.bool_)),
+            aggregator=AggregatorCalls(
+                seen.aggregator_prompt_tokens[source],
+                seen.aggregator_output_tokens[source],
+                np.zeros(n, np.bool_),
+            ),
+            calibration=seen,
+        )
+
+
+def _alike(wanted: Ints, known: Ints, rng: np.random.Generator) -> Ints:
+    """A row of ``known`` of the same category for each of ``wanted``, each used about equally often."""
+    source = np.zeros(len(wanted), np.int64)
+    for category in np.unique(wanted).tolist():
+        rows, here = np.flatnonzero(known == category), wanted == category
+        rows = rows if len(rows) else np.arange(len(known))
+        n = int(here.sum())
+        rounds = [rng.permutation(rows) for _ in range(-(-n // len(rows)))]
+        source[here] = np.concatenate(rounds)[:n]
+    return source
+
+
+class _NoneAsks:
+    """Accepts whatever comes, so that a play ends with the expert stage."""
+
+    name: ClassVar[str] = "none_asks"
+    summary: ClassVar[str] = "no question asks the aggregator"
+    Options: ClassVar[type[GateOptions]] = GateOptions
+    label = "none_asks"
+    cancels = False
+
+    def decide(self, ballot: Ballot) -> Decision:
+        """See Gate."""
+        return Decision(Verdict.WAIT) if ballot.pending else Decision(Verdict.ACCEPT, NO_ANSWER)
+
+    def decide_all(self, ballots: Ballots) -> Ints:
+        """See Gate."""
+        return np.full(len(ballots), NO_ANSWER, np.int64)

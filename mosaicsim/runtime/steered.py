@@ -1,0 +1,574 @@
+"""A run that is steered while it goes on: calls are cancelled, held back, moved, and aggregated as they can be.
+
+It owns no clock and does no I/O, as :class:`~mosaicsim.runtime.orchestrator.Orchestrator`, which runs a plan
+as it stands. Every session is open: calls join it while it runs, and it is stopped when it has none left.
+What is decided here is what *must* hold (each call ends once, the gate's word, phases, workers' limits); who
+gets a call and who takes over from whom is the scheduler's to say (:class:`~mosaicsim.schedulers.base.Steering`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import inf
+
+import numpy as np
+
+from mosaicsim.aggregation.base import Gate
+from mosaicsim.errors import MosaicsimError
+from mosaicsim.executors.base import Executor
+from mosaicsim.runtime.events import (
+    CallsFinished,
+    CallsWithdrawn,
+    Event,
+    SessionEnded,
+    SessionReady,
+    SessionSpec,
+    WorkerBack,
+    WorkerLost,
+)
+from mosaicsim.runtime.orchestrator import AGGREGATOR, FRUITLESS_LOSSES, Orchestrator
+from mosaicsim.runtime.pool import Pool
+from mosaicsim.runtime.questions import Questions
+from mosaicsim.runtime.runlog import PENDING, RunLog, SessionRow
+from mosaicsim.schedulers.base import (
+    AGGREGATING,
+    Load,
+    Plan,
+    Problem,
+    Scheduler,
+    Seat,
+    SessionCost,
+    Steering,
+    WorkerView,
+)
+from mosaicsim.workload.calls import Ints, Workload
+
+
+def orchestrate(
+    workload: Workload,
+    pool: Pool,
+    plan: Plan,
+    scheduler: Scheduler,
+    gate: Gate,
+    problem_of: Callable[[Ints, tuple[WorkerView, ...]], Problem],
+    fallback: Scheduler,
+    log: RunLog | None = None,
+) -> Orchestrator | SteeredRun:
+    """The run of a plan: steered where it has a course and a scheduler that steers, else as it stands."""
+    if plan.course is not None and isinstance(scheduler, Steering):
+        return SteeredRun(workload, pool, plan, scheduler, gate, problem_of, log)
+    return Orchestrator(workload, pool, plan, scheduler, gate, problem_of, fallback, log)
+
+
+@dataclass
+class Job:
+    """A session, planned or under way: ``calls`` have not ended, in the order they are queued.
+
+    ``number`` is None until it starts. A ``drained`` one has been found to have no call that waits.
+    """
+
+    workers: tuple[int, ...]
+    expert: int
+    calls: dict[int, None]
+    phase: int = 0
+    number: int | None = None
+    started_s: float = 0.0
+    ready: bool = False
+    ready_s: float = 0.0
+    taken: int = 0
+    stopping: bool = False
+    drained: bool = False
+
+
+class SteeredRun:
+    """One run under a scheduler that steers; ``plan.course`` says what else is to be done than its sessions."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        pool: Pool,
+        plan: Plan,
+        scheduler: Steering,
+        gate: Gate,
+        problem_of: Callable[[Ints, tuple[WorkerView, ...]], Problem],
+        log: RunLog | None = None,
+    ) -> None:
+        """As :class:`Orchestrator`; a lost worker's calls are seated one by one, so that no plan can fail."""
+        assert plan.course is not None, "a steering scheduler plans a course"
+        n = len(workload.calls)
+        self.log = log or RunLog(n + workload.n_questions)
+        self.plan = plan
+        self.expert_stage_s = 0.0
+        self._workload, self._pool, self._scheduler = workload, pool, scheduler
+        self._course = plan.course
+        self._questions = Questions(workload, gate, self.log, plan.course.held)
+        self._costs = problem_of(np.zeros(0, np.int64), pool.workers).costs
+        self._place = {w.index: i for i, w in enumerate(pool.workers)}
+        self._lanes: dict[int, deque[Job]] = {w.index: deque() for w in pool.workers}
+        self._running: dict[int, Job] = {}
+        self._alive = {w.index for w in pool.workers}
+        self._holds: dict[int, int] = {}
+        self._awaits: dict[int, tuple[int, int]] = {}
+        self._loose: dict[int, dict[int, None]] = {}
+        self._ready_questions: list[int] = []
+        self._job_of: dict[int, Job] = {}
+        self._serial = max(self.log.sessions, default=-1) + 1
+        self._experts_done = False
+        seen = workload.calibration.aggregator_prompt_tokens
+        self._mean_prompt = float(seen.mean()) if len(seen) else 0.0
+        self._fruitless_losses = 0
+        self._news = False
+
+    @property
+    def accepted(self) -> Ints:
+        """The gate's answer code of each question, or ASK; shape (questions,)."""
+        return self._questions.accepted
+
+    @property
+    def finished(self) -> bool:
+        """Whether every call has ended that is to run, and every session with it."""
+        return self._experts_done and not self._questions.unsettled and not self._busy_with_anything()
+
+    def begin(self, executor: Executor) -> None:
+        """Start the first sessions of the plan."""
+        self._executor = executor
+        now = self.log.end_s
+        held = self._questions.held
+        for session in self.plan.sessions:
+            calls = [c for c in session.call_ids.tolist() if c not in held]
+            if calls:
+                self._queue(Job((session.worker,), session.expert, dict.fromkeys(calls), session.phase))
+        self._judge(range(self._workload.n_questions), now)
+        self._dispatch(now)
+
+    def handle(self, event: Event) -> None:
+        """React to what the executor reports."""
+        if isinstance(event, CallsFinished):
+            self._finish(event)
+            job = self._running[event.session]
+            if job.calls and not self._news and self._experts_done == self._questions.all_ended:
+                return
+        elif isinstance(event, CallsWithdrawn):
+            self._move(event)
+        elif isinstance(event, SessionReady):
+            job = self._running[event.session]
+            job.ready, job.ready_s = True, event.at_s
+            return
+        elif isinstance(event, SessionEnded):
+            self._end(event)
+        elif isinstance(event, WorkerLost):
+            self._lose(event)
+        elif isinstance(event, WorkerBack):
+            self._come_back(event)
+        self._dispatch(event.at_s)
+
+    # what happens to calls
+
+    def _finish(self, event: CallsFinished) -> None:
+        self.log.record(event.session, event.records)
+        self._fruitless_losses = 0
+        job = self._running[event.session]
+        n = len(self._workload.calls)
+        ids = event.records.call_ids.tolist()
+        for call in ids:
+            del job.calls[call], self._job_of[call]
+        self._judge(sorted({call // self._questions.k for call in ids if call < n}), event.at_s)
+        self._fill_up(job, event.at_s)
+
+    def _judge(self, questions: Iterable[int], now: float) -> None:
+        """Let the gate's word on these questions take effect."""
+        for question in questions:
+            word = self._questions.judge(question)
+            for call in word.moot:
+                self._drop(call, now)
+            self._seat_all(word.released, now, ahead=True)
+            if word.moot and not self._questions.pending(question):
+                word = self._questions.judge(question)
+            if word.asks:
+                self._ready_questions.append(question)
+        self._seat_ready(now)
+
+    def _drop(self, call: int, now: float) -> None:
+        """Cancel a call that can no longer matter, wherever it is."""
+        job = self._job_of.get(call)
+        if job is not None and job.number is not None:
+            self._executor.cancel_call(job.number, call)
+            return
+        if job is not None:
+            del job.calls[call], self._job_of[call]
+        for calls in self._loose.values():
+            calls.pop(call, None)
+        self.log.cancel_unstarted(call, now)
+
+    def _fill_up(self, job: Job, now: float) -> None:
+        """Start held calls early where a session runs empty: then waiting costs more than they save."""
+        while len(job.calls) < self._course.fill and not job.stopping and job.expert != AGGREGATING:
+            call = self._questions.release_any(job.expert)
+            if call is None:
+                return
+            self._join(job, call)
+
+    def _seat_ready(self, now: float) -> None:
+        """Give questions that need the aggregator to it: at once, or after the expert stage."""
+        if self._ready_questions and (self._course.overlap or not self._questions.unsettled):
+            n = len(self._workload.calls)
+            calls = [n + q for q in self._ready_questions if self.log.status[n + q] == PENDING]
+            self._ready_questions = []
+            self._seat_all(calls, now)
+
+    def _seat_all(self, calls: Iterable[int], now: float, *, ahead: bool = False) -> None:
+        for call in calls:
+            self._seat(call, now, ahead=ahead)
+
+    def _seat(self, call: int, now: float, *, ahead: bool = False) -> None:
+        """Put a call where the scheduler wants it: into a session, or onto a worker that will start one."""
+        self._news = True
+        expert = self._expert_of(call)
+        seats: list[Seat] = []
+        jobs: list[Job] = []
+        backlog = {w: self._backlog(w, now) for w in sorted(self._alive)}
+        weight = self._weight(call)
+        for group in self._groups(expert):
+            if not set(group) <= self._alive:
+                continue
+            before_s = 0.0
+            own: Job | None = None
+            for job in self._jobs(group[0]):
+                if job.expert == expert and job.workers == group and not job.stopping:
+                    own = job
+                    break
+                before_s += self._left_s(job, now)
+            cost = self._cost(expert, group)
+            if own is not None:
+                wait_s = before_s + (0.0 if own.ready else cost.load_s)
+                jobs.append(own)
+                seats.append(Seat(group[0], self._size(own), weight, cost, wait_s))
+            elif not self._may_host(expert, group):
+                continue
+            else:
+                load = 0.0 if self._has(group, expert) else cost.load_s
+                jobs.append(Job(group, expert, {}))
+                seats.append(Seat(group[0], 0.0, weight, cost, max(backlog[w] for w in group) + load))
+        if not seats:
+            self._loose.setdefault(expert, {})[call] = None
+            return
+        job = jobs[self._scheduler.seat(seats)]
+        if not job.calls and job.number is None and not any(job is j for j in self._jobs(job.workers[0])):
+            self._queue(job)
+        self._join(job, call, ahead=ahead)
+
+    def _may_host(self, expert: int, group: tuple[int, ...]) -> bool:
+        """Whether a new session may be planned there: behind others only if the expert has none yet.
+
+        The aggregator's calls come last anyway: they may wait for whichever worker drains first.
+        """
+        if expert == AGGREGATING:
+            return True
+        if self._keeps_free(group[0]):
+            return False
+        if all(not self._jobs(w) and w not in self._awaits for w in group):
+            return True
+        return not any(
+            job.expert == expert and not job.stopping for w in sorted(self._alive) for job in self._jobs(w)
+        )
+
+    def _join(self, job: Job, call: int, *, ahead: bool = False) -> None:
+        job.calls[call] = None
+        job.taken += 1
+        job.drained = False
+        self._job_of[call] = job
+        if job.number is not None:
+            self._executor.add_calls(replace(self._spec(job, [call]), ahead=ahead))
+
+    def _queue(self, job: Job) -> None:
+        """Plan a session behind what its workers have to do; the first of a group keeps it."""
+        self._lanes[job.workers[0]].append(job)
+        for call in job.calls:
+            self._job_of[call] = job
+
+    # sessions
+
+    def _dispatch(self, now: float) -> None:
+        """Stop sessions that are done, start what can start, and let idle workers help."""
+        self._news = False
+        for job in self._running.values():
+            if not job.calls and not job.stopping:
+                job.stopping = True
+                self._executor.stop_session(job.number if job.number is not None else -1)
+        for calls in self._loose.values():
+            waiting = list(calls)
+            calls.clear()
+            self._seat_all(waiting, now)
+        for lane in self._lanes.values():
+            for job in [j for j in lane if not j.calls]:
+                lane.remove(job)
+        phase = self._phase()
+        for worker in self._next_workers(now):
+            lane = self._lanes[worker]
+            while lane and lane[0].phase == phase and self._room(lane[0].workers):
+                self._start(lane.popleft(), now)
+        if not self._experts_done and self._questions.all_ended:
+            self._experts_done, self.expert_stage_s = True, now
+        for worker in self._next_workers(now):
+            if self._is_idle(worker):
+                self._relieve(worker, now)
+
+    def _phase(self) -> int:
+        """The lowest phase with a session left: later phases wait for it."""
+        planned = (lane[0].phase for lane in self._lanes.values() if lane)
+        return min([*planned, *(job.phase for job in self._running.values())], default=0)
+
+    def _next_workers(self, now: float) -> list[int]:
+        if self._pool.at_once is None:
+            return sorted(self._alive)
+        return sorted(self._alive, key=lambda worker: (-self._backlog(worker, now), worker))
+
+    def _room(self, workers: tuple[int, ...]) -> bool:
+        """Whether a session may start on these workers; a group's must be free, each of them."""
+        if not set(workers) <= self._alive:
+            return False
+        held = [w for job in self._running.values() for w in job.workers]
+        grouped = {w for job in self._running.values() if len(job.workers) > 1 for w in job.workers}
+        if len(workers) > 1 and any(w in held or w in self._awaits for w in workers):
+            return False
+        if any(held.count(w) >= self._pool.slots or w in grouped for w in workers):
+            return False
+        busy = set(held)
+        return self._pool.at_once is None or len(busy | set(workers)) <= max(self._pool.at_once, len(busy))
+
+    def _start(self, job: Job, now: float) -> None:
+        job.number, job.started_s, job.taken = self._serial, now, len(job.calls)
+        self._serial += 1
+        self._running[job.number] = job
+        if job.expert != AGGREGATING:
+            ids = np.array(list(job.calls), np.int64)
+            arranged = self._scheduler.arrange(ids, self._questions.observed())
+            job.calls = dict.fromkeys(arranged.tolist())
+        spec = self._spec(job, list(job.calls))
+        self.log.sessions[spec.session] = SessionRow(
+            spec, AGGREGATOR if job.expert == AGGREGATING else "expert", now
+        )
+        for worker in job.workers:
+            self._holds.pop(worker, None)
+        self._executor.start_session(spec)
+
+    def _spec(self, job: Job, calls: list[int]) -> SessionSpec:
+        """The session as the executor is told of it, with these calls."""
+        ids, n = np.array(calls, np.int64), len(self._workload.calls)
+        number = job.number if job.number is not None else -1
+        if job.expert == AGGREGATING:
+            prompts = self._workload.aggregator.prompt_tokens[ids - n]
+            return SessionSpec(
+                number, job.workers, AGGREGATOR, ids, prompts, np.full(len(ids), -1), open=True
+            )
+        table = self._workload.calls
+        name = self._workload.experts[job.expert]
+        return SessionSpec(
+            number, job.workers, name, ids, table.prompt_tokens[ids], table.question[ids], open=True
+        )
+
+    def _end(self, event: SessionEnded) -> None:
+        self.log.sessions[event.session].usage = event.usage
+        job = self._running.pop(event.session)
+        for worker in job.workers:
+            self._holds[worker] = job.expert if len(job.workers) == 1 else AGGREGATING - 1
+
+    # taking over
+
+    def _is_idle(self, worker: int) -> bool:
+        if worker in self._awaits or self._lanes[worker] or not self._room((worker,)):
+            return False
+        if any(worker in job.workers for job in self._running.values()):
+            return False
+        return not self._keeps_free(worker)
+
+    def _keeps_free(self, worker: int) -> bool:
+        """Whether the worker is kept for aggregator calls that may still come."""
+        return worker in self._course.reserved and self._questions.unsettled > 0 and len(self._alive) > 1
+
+    def _relieve(self, worker: int, now: float) -> None:
+        """Let an idle worker take calls from another's session, if the scheduler finds that it pays."""
+        loads, jobs = [], []
+        asked, phase = {number for number, _ in self._awaits.values()}, self._phase()
+        for other in sorted(self._alive - {worker}):
+            end_s = self._backlog(other, now)
+            for job in self._jobs(other):
+                if len(job.workers) > 1 or job.drained or job.stopping or not job.calls:
+                    continue
+                if job.number in asked or job.phase > phase:
+                    continue
+                here = (worker,)
+                if job.expert == AGGREGATING and here not in self._course.instances.groups:
+                    continue
+                cost = self._cost(job.expert, here)
+                jobs.append(job)
+                loads.append(
+                    Load(
+                        other,
+                        job.expert,
+                        len(job.calls),
+                        end_s,
+                        self._cost(job.expert, job.workers),
+                        cost,
+                        0.0 if self._has(here, job.expert) else cost.load_s,
+                        job.number is not None,
+                    )
+                )
+        choice = self._scheduler.relieve(loads) if loads else None
+        if choice is None:
+            return
+        job, n = jobs[choice[0]], min(choice[1], loads[choice[0]].calls)
+        taken = list(job.calls)[-n:]
+        if job.number is None:
+            self._take_over(job, taken, worker)
+            self._start(self._lanes[worker].popleft(), now)
+            return
+        self._awaits[worker] = job.number, n
+        self._executor.withdraw_calls(job.number, np.array(taken, np.int64))
+
+    def _take_over(self, job: Job, calls: list[int], worker: int) -> None:
+        for call in calls:
+            del job.calls[call]
+        self._queue(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
+
+    def _move(self, event: CallsWithdrawn) -> None:
+        """Start calls that were given back on the worker that asked for them, or give them another seat."""
+        worker = next((w for w, (n, _) in self._awaits.items() if n == event.session), None)
+        job = self._running.get(event.session)
+        calls = [c for c in event.call_ids.tolist() if self.log.status[c] == PENDING]
+        _, asked = self._awaits.pop(worker, (0, 0)) if worker is not None else (0, 0)
+        if job is not None:
+            job.drained = len(event.call_ids) < asked
+            for call in calls:
+                job.calls.pop(call, None)
+        for call in calls:
+            self._job_of.pop(call, None)
+        moot = self._questions.moot(calls)
+        for call in moot:
+            self.log.cancel_unstarted(call, event.at_s)
+        calls = [c for c in calls if c not in moot]
+        if calls and worker in self._alive and job is not None and self._pays(job, len(calls), worker):
+            self._queue(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
+        elif calls and job is not None and not job.stopping:
+            for call in calls:
+                self._join(job, call)
+            job.drained = True
+        else:
+            self._seat_all(calls, event.at_s)
+        self._judge(sorted({c // self._questions.k for c in moot}), event.at_s)
+
+    def _pays(self, job: Job, n: int, worker: int) -> bool:
+        """Whether taking over so many calls, fewer than asked for perhaps, still is worth the load."""
+        cost, here = self._cost(job.expert, job.workers), self._cost(job.expert, (worker,))
+        load = 0.0 if self._has((worker,), job.expert) else here.load_s
+        before = cost.predict_s(len(job.calls) + n)
+        return before - max(cost.predict_s(len(job.calls)), load + here.predict_s(n)) > load
+
+    # lost workers
+
+    def _lose(self, event: WorkerLost) -> None:
+        """Keep what finished; seat the rest of the worker's calls anew."""
+        self._fruitless_losses += 1
+        if self._fruitless_losses > FRUITLESS_LOSSES:
+            raise MosaicsimError(
+                f"workers were lost {FRUITLESS_LOSSES} times in a row before any call could finish, "
+                f"the last time at {event.at_s:.0f} s; failures come faster than a call takes"
+            )
+        self._alive.discard(event.worker)
+        self.log.down.append((event.worker, event.at_s, inf))
+        left: list[int] = []
+        for number, usage in event.ended.items():
+            row = self.log.sessions[number]
+            row.usage, row.lost = usage, True
+            job = self._running.pop(number)
+            left += list(job.calls)
+            for worker in [w for w, (n, _) in self._awaits.items() if n == number]:
+                del self._awaits[worker]
+        self._awaits.pop(event.worker, None)
+        self._holds.pop(event.worker, None)
+        for lane in self._lanes.values():
+            for job in [j for j in lane if event.worker in j.workers]:
+                lane.remove(job)
+                left += list(job.calls)
+        for call in left:
+            self._job_of.pop(call, None)
+        # a cancel that had not taken effect was lost with the worker
+        moot = self._questions.moot(left)
+        for call in moot:
+            self.log.cancel_unstarted(call, event.at_s)
+        if left:
+            self.log.notes.append(f"{len(left) - len(moot)} calls seated anew at {event.at_s:.1f} s")
+        self._seat_all([c for c in left if c not in moot], event.at_s)
+        self._judge(sorted({c // self._questions.k for c in moot}), event.at_s)
+
+    def _come_back(self, event: WorkerBack) -> None:
+        self._alive.add(event.worker)
+        worker, lost_at, _ = next(d for d in reversed(self.log.down) if d[0] == event.worker)
+        self.log.down[self.log.down.index((worker, lost_at, inf))] = (worker, lost_at, event.at_s)
+
+    # what is known of workers and sessions
+
+    def _expert_of(self, call: int) -> int:
+        n = len(self._workload.calls)
+        return int(self._workload.calls.expert[call]) if call < n else AGGREGATING
+
+    def _groups(self, expert: int) -> tuple[tuple[int, ...], ...]:
+        """Where a session of the expert can run."""
+        if expert == AGGREGATING:
+            return self._course.instances.groups
+        return tuple((w.index,) for w in self._pool.workers)
+
+    def _cost(self, expert: int, group: tuple[int, ...]) -> SessionCost:
+        if expert == AGGREGATING:
+            instances = self._course.instances
+            return instances.costs[instances.groups.index(group)]
+        return self._costs[expert][self._place[group[0]]]
+
+    def _has(self, group: tuple[int, ...], expert: int) -> bool:
+        """Whether the model is there already."""
+        return len(group) == 1 and self._holds.get(group[0]) == expert
+
+    def _jobs(self, worker: int) -> list[Job]:
+        """Sessions of a worker: under way, then planned."""
+        return [job for job in self._running.values() if worker in job.workers] + list(self._lanes[worker])
+
+    def _left_s(self, job: Job, now: float) -> float:
+        """Predicted seconds until a session is done, counted from its turn.
+
+        One under way is half forecast by what it was to take in all, half by what its calls left would take.
+        """
+        cost = self._cost(job.expert, job.workers)
+        left = cost.predict_s(self._size(job))
+        if job.number is None:
+            return left + (0.0 if self._has(job.workers, job.expert) else cost.load_s)
+        if not job.ready:
+            return left + max(0.0, job.started_s + cost.load_s - now)
+        due = job.ready_s + cost.predict_s(job.taken) - now
+        return min(left, max(due, left / 4))
+
+    def _size(self, job: Job) -> float:
+        """Calls left in a session; the aggregator's by their prompts, which it has to read for every token."""
+        if job.expert != AGGREGATING:
+            return len(job.calls)
+        return sum(self._weight(call) for call in job.calls)
+
+    def _weight(self, call: int) -> float:
+        """What an aggregator call takes, in average ones: its prompt is known, its output the average."""
+        n = len(self._workload.calls)
+        if call < n:
+            return 1.0
+        cost = self._course.instances.costs[0]
+        output = cost.mean_output_tokens
+        mean = max(self._mean_prompt, 1.0)
+        return float((self._workload.aggregator.prompt_tokens[call - n] + output) / (mean + output))
+
+    def _backlog(self, worker: int, now: float) -> float:
+        """Predicted seconds until a worker has done what it was given."""
+        return sum(self._left_s(job, now) for job in self._jobs(worker))
+
+    def _busy_with_anything(self) -> bool:
+        return bool(
+            self._running or any(self._lanes.values()) or any(self._loose.values()) or self._ready_questions
+        )

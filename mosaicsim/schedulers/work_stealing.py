@@ -1,0 +1,437 @@
+"""work_stealing: any plan as the start; then idle workers take over waiting calls, and no barrier is waited at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from mosaicsim.errors import UserInputError
+from mosaicsim.schedulers.base import (
+    Course,
+    Instances,
+    Load,
+    Observed,
+    Plan,
+    PlannedSession,
+    Problem,
+    Rehearsed,
+    Scheduler,
+    SchedulerOptions,
+    Seat,
+    SessionCost,
+    WorkerView,
+)
+from mosaicsim.schedulers.outlook import Outlook
+from mosaicsim.schedulers.predictors import Informed, predict_tokens
+from mosaicsim.workload.calls import Floats, Ints
+
+
+class WorkStealingOptions(SchedulerOptions):
+    """Options of ``work_stealing``."""
+
+    start: str | dict[str, Any] = Field(
+        "greedy", description="the policy whose plan is the start: a name or one `name: {options}`"
+    )
+    steal: bool = Field(True, description="idle workers take over calls that have not started")
+    cascade: bool = Field(
+        True,
+        description="hold back the costliest calls of a question until the others disagree (gates that cancel)",
+    )
+    fill: int = Field(
+        16, ge=0, description="start held calls early where a session has fewer calls than this left"
+    )
+    order: Literal["longest_first", "fcfs"] = Field(
+        "longest_first",
+        description="order of calls in a session: by the predicted way to go, or as they came",
+    )
+    predictor: Literal["mean", "quantile", "category", "regression", "informed"] = Field(
+        "informed", description="what lengths are predicted by"
+    )
+    scenes: int = Field(
+        1, ge=0, description="rehearsals of each draft of the plan on calibration questions; 0: by formula"
+    )
+    overlap: bool = Field(True, description="aggregator calls start as their question is ready; no barrier")
+
+    @field_validator("start")
+    @classmethod
+    def _known(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        _create(value)
+        return value
+
+
+class WorkStealing:
+    """Start as another policy plans, and let events correct what it could not know.
+
+    See ``docs/schedulers.md`` for the rules.
+    """
+
+    name: ClassVar[str] = "work_stealing"
+    summary: ClassVar[str] = (
+        "any plan as the start; idle workers take over waiting calls, the aggregator starts as questions are ready"
+    )
+    Options: ClassVar[type[SchedulerOptions]] = WorkStealingOptions
+    sees_lengths: ClassVar[bool] = False
+
+    def __init__(self, options: WorkStealingOptions) -> None:
+        """Take the options and make the policy that plans the start."""
+        self.options = options
+        self._start = _create(options.start)
+        self._held, self._k = _Held.none(), 1
+        self._informed: Informed | None = None
+        self._tokens: Floats = np.zeros(0)
+
+    def plan(self, problem: Problem) -> Plan:
+        """See :class:`~mosaicsim.schedulers.base.Scheduler`; ``Plan.course`` is set where the gate is known."""
+        if problem.gate is None or not problem.instances:
+            return self._start.plan(problem)
+        outlook = Outlook(problem)
+        asks = outlook.asks()
+        none = _Held.none()
+        holding = [none]
+        if self.options.cascade and problem.gate.cancels and outlook.quorum < outlook.k:
+            holding = [_hold(problem, outlook, how) for how in ("queue", "light", "all")]
+        drafts = [
+            draft
+            for held in holding
+            for instances in problem.instances
+            if instances.tp == 1 or held is holding[0]
+            for placement in self._placements(
+                replace(problem, call_ids=held.expected(problem)), instances, asks
+            )
+            for draft in self._drafts(problem, placement, held)
+        ]
+        self._prepare(problem, none, outlook.k)
+        best = self._best(problem, drafts)
+        self._held = best.held
+        return replace(
+            best.plan,
+            predicted_s=best.expected.expert_stage_s,
+            info=best.plan.info
+            | {
+                "aggregator_tp": best.instances.tp,
+                "drafts": len(drafts),
+                "expected_asks": round(asks, 1),
+                "held": len(best.held.calls),
+                "predicted_makespan_s": best.expected.makespan_s,
+            },
+        )
+
+    def _drafts(self, problem: Problem, placement: _Placement, held: _Held) -> list[_Draft]:
+        sessions = _short_first(problem, _with_held(problem, placement.plan.sessions, held.calls))
+        formula = Rehearsed(placement.expert_stage_s, placement.makespan_s)
+        fills = (self.options.fill,)
+        return [
+            _Draft(
+                Plan(
+                    sessions,
+                    placement.expert_stage_s,
+                    placement.plan.info
+                    | {"reserved": len(placement.reserved), "fill": fill, "hold": held.how},
+                    Course(held.calls, fill, self.options.overlap, placement.instances, placement.reserved),
+                ),
+                held,
+                placement.instances,
+                formula,
+            )
+            for fill in fills
+        ]
+
+    def _best(self, problem: Problem, drafts: list[_Draft]) -> _Draft:
+        """The draft with the least mean makespan over the scenes; by the formula without rehearsals."""
+        if problem.rehearsal is not None and self.options.scenes:
+            drafts = [self._rehearsed(problem, draft) for draft in drafts]
+        return min(drafts, key=lambda draft: draft.expected.makespan_s)
+
+    def _rehearsed(self, problem: Problem, draft: _Draft) -> _Draft:
+        assert problem.rehearsal is not None
+        self._held = draft.held
+        plays = [
+            problem.rehearsal.play(self, draft.plan, problem, scene) for scene in range(self.options.scenes)
+        ]
+        stage = float(np.mean([p.expert_stage_s for p in plays]))
+        return replace(draft, expected=Rehearsed(stage, float(np.mean([p.makespan_s for p in plays]))))
+
+    def _prepare(self, problem: Problem, held: _Held, k: int) -> None:
+        """What orders calls later on."""
+        self._held, self._k = held, k
+        if self.options.predictor == "informed":
+            self._informed = Informed(problem)
+        else:
+            self._tokens = predict_tokens(problem, self.options.predictor)
+
+    def _placements(self, problem: Problem, instances: Instances, asks: float) -> list[_Placement]:
+        """Ways to place the aggregator: after everything, or on some workers kept for it from early on."""
+        per_instance = asks / max(1, len(instances.groups))
+        after = max(c.load_s + c.predict_s(per_instance) for c in instances.costs) if asks else 0.0
+        found = []
+        for stages in ("one", "waves"):
+            plan = self._staged(problem, (), stages)
+            found.append(_Placement(plan, instances, (), plan.predicted_s, plan.predicted_s + after))
+        if not self.options.overlap or instances.tp > 1 or not asks:
+            return found
+        for kept in range(1, min(len(instances.groups), MOST_RESERVED + 1)):
+            groups, costs = instances.groups[-kept:], instances.costs[-kept:]
+            reserved = tuple(group[0] for group in groups)
+            last = max(c.predict_s(max(1.0, LATE_SHARE * asks / len(instances.groups))) for c in costs)
+            early = {w: c.load_s + c.predict_s(asks / kept) for w, c in zip(reserved, costs, strict=True)}
+            for stages in ("early", "apart"):
+                plan = self._staged(problem, reserved, stages, early)
+                busy = _busy_s(problem, plan)
+                alone = max(
+                    busy[w] + c.load_s + c.predict_s(asks / kept)
+                    for w, c in zip(reserved, costs, strict=True)
+                )
+                stage = max(busy.values())
+                found.append(_Placement(plan, instances, reserved, stage, max(alone, stage + last)))
+        return found
+
+    def _staged(
+        self,
+        problem: Problem,
+        reserved: tuple[int, ...],
+        stages: str,
+        early: Mapping[int, float] = MappingProxyType({}),
+    ) -> Plan:
+        """The start's plan, made in one, or of experts that do not reason and of the others.
+
+        What others wait for is then early: in ``waves`` over all workers, the reasoning experts behind; or
+        ``apart``, on the reserved workers, while the others reason. ``early``: reserved workers take part, but
+        get so much less that they are done so many seconds before the others.
+        """
+        reasoning = np.array([bool(row) and row[0].reasoning for row in problem.costs])
+        heavy = reasoning[problem.calls.expert[problem.call_ids]]
+        rest = tuple(w for w in problem.workers if w.index not in reserved) or problem.workers
+        if stages == "early":
+            spared = tuple(replace(w, backlog_s=early.get(w.index, 0.0)) for w in problem.workers)
+            plan = self._start.plan(_on(problem, spared))
+            return replace(plan, info=plan.info | {"stages": stages})
+        if heavy.all() or not heavy.any() or stages == "one":
+            return self._start.plan(_on(problem, rest))
+        kept = tuple(w for w in problem.workers if w.index in reserved)
+        light = problem.workers if stages == "waves" else kept
+        first = self._start.plan(_on(replace(problem, call_ids=problem.call_ids[~heavy]), light))
+        busy = _busy_s(problem, first)
+        behind = tuple(replace(w, backlog_s=w.backlog_s + busy[w.index]) for w in rest)
+        second = self._start.plan(_on(replace(problem, call_ids=problem.call_ids[heavy]), behind))
+        info = second.info | {"stages": stages}
+        return Plan(first.sessions + second.sessions, max(first.predicted_s, second.predicted_s), info)
+
+    def arrange(self, call_ids: Ints, observed: Observed) -> Ints:
+        """Longest way to go first: a call's own predicted tokens, and those of what waits for it."""
+        if self.options.order == "fcfs":
+            return np.sort(call_ids)
+        tokens = self._informed.tokens(observed) if self._informed is not None else self._tokens
+        way = tokens[call_ids]
+        if len(self._held.calls):
+            after = np.zeros(len(tokens) // self._k)
+            left = observed.output_tokens[self._held.calls] == 0
+            np.add.at(
+                after,
+                (self._held.calls // self._k)[left],
+                (self._held.chance * tokens[self._held.calls])[left],
+            )
+            own = np.isin(call_ids, self._held.calls)
+            way = way + np.where(own, 0.0, after[call_ids // self._k])
+        late = np.isin(call_ids, self._held.late)
+        arranged: Ints = call_ids[np.lexsort((-way, late))]
+        return arranged
+
+    def seat(self, seats: Sequence[Seat]) -> int:
+        """Where the call is predicted to be done first."""
+
+        def done_s(seat: Seat) -> float:
+            return seat.wait_s + seat.cost.predict_s(seat.calls + seat.weight)
+
+        return min(range(len(seats)), key=lambda i: done_s(seats[i]))
+
+    def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:
+        """From the worker predicted to be busy longest, as many calls as make both done at once.
+
+        Only if that saves more than the load it takes.
+        """
+        if not self.options.steal:
+            return None
+        best, best_saving = None, 0.0
+        for i, load in enumerate(loads):
+            calls, saving = balanced(load)
+            if saving > max(load.load_here_s, LEAST_SAVING_S) and saving > best_saving:
+                best, best_saving = (i, calls), saving
+        return best
+
+
+MOST_RESERVED = 1
+"""Workers kept for the aggregator in a draft: with two of the paper's four, no draft came near the best."""
+
+LATE_SHARE = 0.1
+"""Share of the aggregator's calls that are taken to become ready when the expert stage ends."""
+
+LEAST_SAVING_S = 1.0
+"""What a takeover must save where the model is there already: less is within the prediction's noise."""
+
+
+def balanced(load: Load) -> tuple[int, float]:
+    """How many calls to take so that giver and taker are done together, and the seconds that saves."""
+    low, high = 1, load.calls
+    while low < high:
+        n = (low + high) // 2
+        if _taker_s(load, n) >= _giver_s(load, n):
+            high = n
+        else:
+            low = n + 1
+    n = min((max(low - 1, 1), low), key=lambda n: max(_taker_s(load, n), _giver_s(load, n)))
+    return n, load.end_s - max(_taker_s(load, n), _giver_s(load, n))
+
+
+def _taker_s(load: Load, n: int) -> float:
+    return load.load_here_s + load.cost_here.predict_s(n)
+
+
+def _giver_s(load: Load, n: int) -> float:
+    left = load.calls - n
+    gone = load.cost.load_s if not left and not load.running else 0.0
+    return load.end_s - load.cost.predict_s(load.calls) + load.cost.predict_s(left) - gone
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """A plan with the aggregator placed, and what it is predicted to take."""
+
+    plan: Plan
+    instances: Instances
+    reserved: tuple[int, ...]
+    expert_stage_s: float
+    makespan_s: float
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A plan that may be taken, and what it is expected to come to."""
+
+    plan: Plan
+    held: _Held
+    instances: Instances
+    expected: Rehearsed
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Calls held back, likeliest to be needed first, and how likely that is; both of shape (n,)."""
+
+    calls: Ints
+    chance: Floats
+    late: Ints
+    how: str = "none"
+
+    @classmethod
+    def none(cls) -> _Held:
+        return cls(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+
+    def expected(self, problem: Problem) -> Ints:
+        """The calls to plan for: those not held, and of each expert's held ones as many as will be needed."""
+        kept = np.ones(len(problem.calls), np.bool_)
+        experts = problem.calls.expert[self.calls]
+        for m in np.unique(experts).tolist():
+            own = self.calls[experts == m]
+            kept[own[round(float(self.chance[experts == m].sum())) :]] = False
+        return problem.call_ids[kept[problem.call_ids]]
+
+
+def _hold(problem: Problem, outlook: Outlook, how: str) -> _Held:
+    """Of each question, what lies beyond the quorum when its cheapest calls come first, is to come late.
+
+    ``queue``: at the end of its session's queue. ``light``: it waits for its question, if no call it waits for
+    reasons. ``all``: it waits in any case.
+    """
+    counts = problem.counts()
+    each = np.array(
+        [min(_marginal_s(cost, int(n)) for cost in row) for row, n in zip(problem.costs, counts, strict=True)]
+    )
+    ids = np.arange(len(problem.calls)).reshape(-1, outlook.k)
+    order = np.take_along_axis(
+        ids, np.argsort(each[problem.calls.expert[ids]], axis=1, kind="stable"), axis=1
+    )
+    beyond = order[:, outlook.quorum :]
+    chances = outlook.needed(order)[:, outlook.quorum :]
+    reasoning = np.array([bool(row) and row[0].reasoning for row in problem.costs])
+    awaited = reasoning[problem.calls.expert[order[:, : outlook.quorum]]].any(axis=1)
+    waits = {"queue": np.zeros_like(awaited), "light": ~awaited, "all": np.ones_like(awaited)}[how]
+    calls, chance = beyond[waits].ravel(), chances[waits].ravel()
+    known = np.isin(calls, problem.call_ids)
+    calls, chance = calls[known], chance[known]
+    rank = np.argsort(-chance, kind="stable")
+    return _Held(calls[rank], chance[rank], beyond.ravel(), how)
+
+
+def _marginal_s(cost: SessionCost, n_calls: int) -> float:
+    """Seconds a call adds to a session of many."""
+    return cost.predict_s(n_calls) / n_calls if n_calls else 0.0
+
+
+def _on(problem: Problem, workers: tuple[WorkerView, ...]) -> Problem:
+    """The problem on some of its workers, or with other backlogs."""
+    place = {worker.index: i for i, worker in enumerate(problem.workers)}
+    costs = tuple(tuple(row[place[w.index]] for w in workers) for row in problem.costs)
+    return replace(problem, workers=workers, costs=costs)
+
+
+def _with_held(
+    problem: Problem, sessions: tuple[PlannedSession, ...], held: Ints
+) -> tuple[PlannedSession, ...]:
+    """Add held calls that were not planned for to the largest session of their expert."""
+    planned = np.zeros(len(problem.calls), np.bool_)
+    for session in sessions:
+        planned[session.call_ids] = True
+    rest = held[~planned[held]]
+    found = list(sessions)
+    for m in np.unique(problem.calls.expert[rest]).tolist():
+        calls = np.sort(rest[problem.calls.expert[rest] == m])
+        own = [i for i, s in enumerate(found) if s.expert == m]
+        if own:
+            largest = max(own, key=lambda i: len(found[i].call_ids))
+            joined = np.concatenate([found[largest].call_ids, calls])
+            found[largest] = replace(found[largest], call_ids=joined)
+        else:
+            phase = max((s.phase for s in found), default=0)
+            found.append(PlannedSession(problem.workers[0].index, m, calls, phase))
+    return tuple(found)
+
+
+def _short_first(problem: Problem, sessions: tuple[PlannedSession, ...]) -> tuple[PlannedSession, ...]:
+    """Each worker's sessions in order of their calls' mean length: what others wait for comes early."""
+    place = {worker.index: i for i, worker in enumerate(problem.workers)}
+
+    def tokens(session: PlannedSession) -> float:
+        return problem.costs[session.expert][place[session.worker]].mean_output_tokens
+
+    return tuple(sorted(sessions, key=lambda s: (s.phase, tokens(s))))
+
+
+def _busy_s(problem: Problem, plan: Plan) -> dict[int, float]:
+    """Predicted seconds of each worker's sessions."""
+    place = {worker.index: i for i, worker in enumerate(problem.workers)}
+    busy = dict.fromkeys(place, 0.0)
+    for session in plan.sessions:
+        cost = problem.costs[session.expert][place[session.worker]]
+        busy[session.worker] += cost.load_s + cost.predict_s(len(session.call_ids))
+    return busy
+
+
+def _create(given: str | dict[str, Any]) -> Scheduler:
+    """Make the starting policy. Raises ValueError, in one line, for what is no blind policy."""
+    from mosaicsim.schedulers.registry import create
+
+    if isinstance(given, dict) and len(given) != 1:
+        raise ValueError(f"expected a name or one `name: {{options}}`, got {given!r}")
+    name, options = (given, {}) if isinstance(given, str) else next(iter(given.items()))
+    try:
+        policy = create(str(name), options or {})
+    except UserInputError as error:
+        raise ValueError(str(error)) from None
+    if policy.sees_lengths or isinstance(policy, WorkStealing):
+        raise ValueError(f"'{name}' cannot be the start of another policy")
+    return policy

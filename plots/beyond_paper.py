@@ -1,0 +1,161 @@
+"""Print what this project's policies gain over the paper's: the tables of docs/schedulers.md.
+
+    python plots/beyond_paper.py [--json] [--tasks gpqa,medmcqa,mmlu_pro] [--replicates 5] [--cost-errors 1.5,2]
+    python plots/beyond_paper.py --plot docs/images/cost_error.png
+
+The paper is MOSAIC, arXiv 2606.03014: ``ilp``, a barrier, and its aggregator at TP=4. Answers are compared question
+by question with the paper's gate. Everything here is simulated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mosaicsim.analysis.result import Result, Run
+from mosaicsim.analysis.study import simulate
+from mosaicsim.scenario import load_scenario
+
+SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
+TASKS = ("mmlu_pro", "medmcqa", "gpqa")
+ALWAYS, TAU_1 = "always", "plurality(tau=1)"
+TAU_TWO_THIRDS, CANCEL = "plurality(tau=0.667)", "plurality(tau=0.667, cancel)"
+
+
+def runs_of(result: Result, scheduler: str, gate: str) -> list[Run]:
+    return [r for r in result.runs if (r.scheduler, r.gate) == (scheduler, gate)]
+
+
+def mean(result: Result, scheduler: str, gate: str, figure: str) -> float:
+    return float(np.mean([r.metrics[figure] for r in runs_of(result, scheduler, gate)]))
+
+
+def same_answers(result: Result) -> bool:
+    """Whether cancelling, holding back and overlapping changed no question's accuracy or skip."""
+    figures = ("accuracy", "skip_rate", "delta_pp")
+    pairs = zip(runs_of(result, "ilp", TAU_TWO_THIRDS), runs_of(result, "steered", CANCEL), strict=True)
+    return all(a.metrics[f] == b.metrics[f] for a, b in pairs for f in figures)
+
+
+def figures(task: str, replicates: int) -> dict[str, Any]:
+    result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", [f"replicates={replicates}"]))
+    ilp_stage = mean(result, "ilp", ALWAYS, "expert_stage_s")
+    bound = mean(result, "ilp", ALWAYS, "lower_bound_s")
+    rows: dict[str, Any] = {"task": task, "replicates": replicates, "ilp_stage_s": ilp_stage, "bound_s": bound}
+    for name in ("tail_ilp", "stealing"):
+        stage = mean(result, name, ALWAYS, "expert_stage_s")
+        rows[f"{name}_stage_s"] = stage
+        rows[f"{name}_over_ilp"] = ilp_stage / stage
+        rows[f"{name}_over_bound"] = stage / bound
+    for name in ("ilp", "tail_ilp"):
+        rows[f"{name}_prediction_error"] = mean(result, name, ALWAYS, "prediction_error")
+    mosaic = mean(result, "ilp", TAU_TWO_THIRDS, "makespan_s")
+    ours = mean(result, "steered", CANCEL, "makespan_s")
+    rows |= {
+        "mosaic_two_thirds_s": mosaic,
+        "ours_two_thirds_s": ours,
+        "two_thirds": mosaic / ours,
+        "stage_two_thirds": mean(result, "ilp", TAU_TWO_THIRDS, "expert_stage_s")
+        / mean(result, "steered", CANCEL, "expert_stage_s"),
+        "same_answers": same_answers(result),
+    }
+    for gate, key in ((TAU_1, "tau_1"), (ALWAYS, "always")):
+        rows[f"mosaic_{key}_s"] = mean(result, "ilp", gate, "makespan_s")
+        rows[f"ours_{key}_s"] = mean(result, "steered", gate, "makespan_s")
+        rows[key] = rows[f"mosaic_{key}_s"] / rows[f"ours_{key}_s"]
+    return rows
+
+
+def degradation(task: str, replicates: int, factors: list[float]) -> list[dict[str, Any]]:
+    """The expert stage of each policy with costs off by a factor, over its own with right costs."""
+    rows: list[dict[str, Any]] = []
+    base: dict[str, float] = {}
+    for factor in (1.0, *factors):
+        overrides = [f"replicates={replicates}", f"workload.cost_error={factor}", "gates=[always]"]
+        overrides.append(
+            "schedulers=[ilp, {greedy: {label: greedy}}, tail_ilp, "
+            "{work_stealing: {start: {tail_ilp: {scenes: 0}}, overlap: false, label: stealing}}]"
+        )
+        result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", overrides))
+        for name in ("ilp", "greedy", "tail_ilp", "stealing"):
+            stage = mean(result, name, ALWAYS, "expert_stage_s")
+            base.setdefault(name, stage)
+            rows.append(
+                {"task": task, "factor": factor, "policy": name, "stage_s": stage, "loss": stage / base[name] - 1}
+            )
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
+    for ax, task in zip(axes[0], tasks, strict=True):
+        for name in dict.fromkeys(row["policy"] for row in rows):
+            own = [row for row in rows if row["task"] == task and row["policy"] == name]
+            ax.plot([r["factor"] for r in own], [r["stage_s"] for r in own], marker="o", label=name)
+        ax.set_title(task)
+        ax.set_xlabel("costs off by a factor")
+        ax.set_ylabel("expert stage, s")
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def show(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> None:
+    print("| task | ilp stage, s | tail_ilp | stealing | over ilp | over the bound | prediction: ilp, tail_ilp |")
+    print("|---|---|---|---|---|---|---|")
+    for r in rows:
+        print(
+            f"| {r['task']} | {r['ilp_stage_s']:,.0f} | {r['tail_ilp_stage_s']:,.0f} | {r['stealing_stage_s']:,.0f} "
+            f"| {r['tail_ilp_over_ilp']:.2f}x, {r['stealing_over_ilp']:.2f}x | {r['stealing_over_bound']:.2f}x "
+            f"| {r['ilp_prediction_error']:+.1%}, {r['tail_ilp_prediction_error']:+.1%} |"
+        )
+    print()
+    print("| task | MOSAIC at 2/3, s | ours | gain | expert stage's | same answers | at tau = 1 | no gate |")
+    print("|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        print(
+            f"| {r['task']} | {r['mosaic_two_thirds_s']:,.0f} | {r['ours_two_thirds_s']:,.0f} | {r['two_thirds']:.2f}x "
+            f"| {r['stage_two_thirds']:.2f}x | {'yes' if r['same_answers'] else 'NO'} "
+            f"| {r['mosaic_tau_1_s']:,.0f} to {r['ours_tau_1_s']:,.0f}: {r['tau_1']:.2f}x "
+            f"| {r['mosaic_always_s']:,.0f} to {r['ours_always_s']:,.0f}: {r['always']:.2f}x |"
+        )
+    if errors:
+        print()
+        print("| task | costs off by | policy | expert stage, s | lost |")
+        print("|---|---|---|---|---|")
+        for r in errors:
+            print(f"| {r['task']} | {r['factor']:g}x | {r['policy']} | {r['stage_s']:,.0f} | {r['loss']:+.1%} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="of mmlu_pro, medmcqa, gpqa")
+    parser.add_argument("--replicates", type=int, default=5)
+    parser.add_argument("--cost-errors", default="", help="factors, as 1.5,2; none by default")
+    parser.add_argument("--plot", type=Path, help="write the plot of the cost errors there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args()
+    tasks = options.tasks.split(",")
+    factors = [float(f) for f in options.cost_errors.split(",") if f] or ([1.5, 2.0] if options.plot else [])
+    errors = [row for t in tasks for row in degradation(t, options.replicates, factors)] if factors else []
+    if options.plot:
+        plot(errors, options.plot)
+    rows = [] if options.plot else [figures(task, options.replicates) for task in tasks]
+    if options.json:
+        print(json.dumps({"figures": rows, "cost_errors": errors}, indent=2))
+    else:
+        show(rows, errors)
+
+
+if __name__ == "__main__":
+    main()

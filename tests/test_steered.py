@@ -1,0 +1,259 @@
+"""Steered runs: nothing is lost or run twice, the gate's word is the paper's, started calls stay where they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import CONFIG, SPEC, make_workload, problem_maker
+
+from mosaicsim.aggregation.base import ASK
+from mosaicsim.aggregation.registry import create as create_gate
+from mosaicsim.executors.profiling import profile_sessions
+from mosaicsim.executors.rehearsal import Rehearsal
+from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
+from mosaicsim.runtime.events import CallsWithdrawn, Event
+from mosaicsim.runtime.pool import Pool
+from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
+from mosaicsim.runtime.steered import SteeredRun
+from mosaicsim.schedulers.base import Instances, Problem, Steering, WorkerView
+from mosaicsim.schedulers.registry import create
+from mosaicsim.workload.calls import NO_ANSWER, Calibration, Workload
+
+CANCELS: dict[str, Any] = {"tau": "2/3", "cancel_pending": True}
+GATES: list[tuple[str, dict[str, Any]]] = [
+    ("always", {}),
+    ("plurality", {"tau": 1}),
+    ("plurality", {"tau": "2/3"}),
+    ("plurality", CANCELS),
+]
+STARTS = ["round_robin", "data_parallel", "greedy", "tail_ilp"]
+
+failures = st.dictionaries(
+    st.integers(0, 2),
+    st.lists(
+        st.tuples(st.floats(0.0, 40.0), st.one_of(st.none(), st.floats(0.1, 20.0))), min_size=1, max_size=2
+    ),
+    max_size=2,
+)
+
+
+class Seen(SteeredRun):
+    """Keeps what was given back, and checks that none of it had started."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.withdrawn: list[int] = []
+
+    def handle(self, event: Event) -> None:
+        if isinstance(event, CallsWithdrawn):
+            assert (self.log.start_s[event.call_ids] < 0).all()
+            self.withdrawn += event.call_ids.tolist()
+        super().handle(event)
+
+
+def calibrated(workload: Workload, seed: int = 1) -> Workload:
+    """With calibration questions of the same make, whose answers and lengths are known."""
+    rng, n, m = np.random.default_rng(seed), 40, len(workload.experts)
+    told = workload.calibration
+    lengths = np.stack([rng.choice(own, n) for own in told.output_tokens], axis=1)[:, :, None]
+    return replace(
+        workload,
+        calibration=Calibration(
+            told.output_tokens,
+            told.prompt_tokens,
+            category=tuple(np.zeros(len(own), np.int64) for own in told.output_tokens),
+            answers=rng.integers(-1, 4, (n, m, 1)),
+            lengths=lengths,
+            question_category=np.zeros(n, np.int64),
+            aggregator_output_tokens=rng.integers(1, 200, n),
+            aggregator_prompt_tokens=np.full(n, 200),
+        ),
+    )
+
+
+def run(
+    workload: Workload,
+    gate: tuple[str, dict[str, Any]],
+    options: dict[str, Any],
+    *,
+    planned: dict[int, list[Failure]] | None = None,
+    slots: int = 1,
+    tp: int = 1,
+    seats: int = 16,
+    at_once: int | None = None,
+) -> tuple[Seen, float]:
+    """One steered run in simulation on three workers."""
+    policy, judge = create("work_stealing", options), create_gate(*gate)
+    assert isinstance(policy, Steering)
+    workers = tuple(WorkerView(i, f"gpu{i}", "made") for i in range(3))
+    pool = Pool(workers, slots, tp, ((0, 1, 2),), (1.0,), at_once)
+    spec = replace(SPEC, config=replace(CONFIG, max_num_seqs=seats))
+    told = workload.calibration
+    cost = profile_sessions(
+        spec,
+        told.aggregator_output_tokens,
+        told.aggregator_prompt_tokens,
+        60,
+        False,
+        np.random.default_rng(5),
+    )
+    groups: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,)) if tp == 1 else ((0, 1, 2),)
+    problem_of = problem_maker(workload, policy)
+
+    def cluster() -> SimulatedCluster:
+        return SimulatedCluster(lambda name, group: spec, hosts=(0, 0, 0), slots=slots)
+
+    problem: Problem = replace(
+        problem_of(np.arange(len(workload.calls)), workers),
+        calibration=told,
+        gate=judge,
+        instances=(Instances(tp, groups, (cost,) * len(groups)),),
+        rehearsal=Rehearsal(cluster, pool, workload.experts, workload.calls, told, np.random.default_rng),
+    )
+    steered = Seen(workload, pool, policy.plan(problem), policy, judge, problem_of)
+    executor = SimulatedExecutor(
+        replace(cluster(), failures=planned or {}),
+        np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens]),
+        np.concatenate([workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER)]),
+        reactive=True,
+    )
+    return steered, executor.run(steered)
+
+
+def agreed(votes: list[int], gate: tuple[str, dict[str, Any]]) -> set[int]:
+    """The answers the paper's gate may accept: those that enough of all k calls gave, by its definition."""
+    if gate[0] == "always":
+        return set()
+    tau = {1: 1.0, "2/3": 2 / 3}[gate[1]["tau"]]
+    counts = {v: votes.count(v) for v in votes if v != NO_ANSWER}
+    return {v for v, n in counts.items() if n >= tau * len(votes) - 1e-9 and n == max(counts.values())}
+
+
+def check(steered: SteeredRun, makespan: float, workload: Workload, gate: tuple[str, dict[str, Any]]) -> None:
+    """Conservation, causality, and the paper's gate's answer to every question."""
+    log, n = steered.log, len(workload.calls)
+    votes = workload.outcomes.answer.reshape(workload.n_questions, -1).tolist()
+    for answer, row in zip(steered.accepted.tolist(), votes, strict=True):
+        right = agreed(row, gate)
+        assert answer in right if right else answer == ASK
+    asked = n + np.flatnonzero(steered.accepted == ASK)
+    assert (log.status[:n] != PENDING).all()
+    assert (log.status[asked] == FINISHED).all()
+    assert (log.status[np.setdiff1d(np.arange(n, log.n_calls), asked)] == PENDING).all()
+    done = log.status == FINISHED
+    assert (log.start_s[done] <= log.first_token_s[done]).all()
+    assert (log.first_token_s[done] <= log.finish_s[done]).all()
+    assert log.finish_s.max() <= makespan
+    for number in np.unique(log.session[log.session >= 0]):
+        usage = log.sessions[number].usage
+        assert usage is not None
+        mine = done & (log.session == number)
+        assert (log.start_s[mine] >= usage.ready_s - 1e-9).all()
+        assert (log.finish_s[mine] <= usage.end_s + 1e-9).all()
+    # an aggregator call reads what its own question's calls wrote
+    k = n // workload.n_questions
+    for call in asked.tolist():
+        question = call - n
+        assert log.start_s[call] >= log.finish_s[question * k : (question + 1) * k].max() - 1e-9
+
+
+@pytest.mark.parametrize("gate", GATES, ids=str)
+@pytest.mark.parametrize("start", STARTS)
+def test_every_call_ends_once_and_the_answers_are_the_gate_s(
+    start: str, gate: tuple[str, dict[str, Any]]
+) -> None:
+    workload = calibrated(make_workload(40, answers=2))
+    steered, makespan = run(workload, gate, {"start": start})
+    check(steered, makespan, workload, gate)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(STARTS[:3]),
+    st.sampled_from(GATES),
+    st.fixed_dictionaries({"cascade": st.booleans(), "overlap": st.booleans(), "steal": st.booleans()}),
+    failures,
+    st.integers(1, 2),
+    st.sampled_from([2, 16]),
+    st.integers(0, 1000),
+)
+def test_nothing_is_lost_when_workers_are(
+    start: str,
+    gate: tuple[str, dict[str, Any]],
+    options: dict[str, Any],
+    planned: dict[int, list[tuple[float, float | None]]],
+    slots: int,
+    seats: int,
+    seed: int,
+) -> None:
+    workload = calibrated(make_workload(12, n_experts=4, seed=seed, answers=2))
+    plan: dict[int, list[Failure]] = {}
+    for worker, moments in planned.items():
+        at, plan[worker] = 0.0, []
+        for gap, down in moments:
+            at += gap
+            plan[worker].append(Failure(at, down))
+            if down is None:
+                break
+            at += down
+    given = {"start": start, "scenes": 0, **options}
+    steered, makespan = run(workload, gate, given, planned=plan, slots=slots, seats=seats)
+    check(steered, makespan, workload, gate)
+
+
+def test_an_idle_worker_takes_over_calls_that_wait() -> None:
+    """Round-robin leaves a worker idle while another's long expert still has calls that wait."""
+    workload = calibrated(make_workload(120))
+    options = {"start": "round_robin", "scenes": 0, "overlap": False, "order": "fcfs"}
+    helped, with_help = run(workload, ("always", {}), options, seats=4)
+    alone, _ = run(workload, ("always", {}), {**options, "steal": False}, seats=4)
+    check(helped, with_help, workload, ("always", {}))
+    assert helped.withdrawn
+    assert not alone.withdrawn
+    assert helped.expert_stage_s < 0.9 * alone.expert_stage_s
+
+
+def test_held_calls_save_tokens_and_keep_the_answers() -> None:
+    workload = calibrated(make_workload(80, answers=2))
+    saving, makespan = run(workload, ("plurality", CANCELS), {"start": "greedy"})
+    plain, _ = run(workload, ("plurality", {"tau": "2/3"}), {"start": "greedy"})
+    check(saving, makespan, workload, ("plurality", CANCELS))
+    n = len(workload.calls)
+    assert (saving.log.status[:n] == CANCELLED).sum() > 0
+    assert saving.log.output_tokens[:n].sum() < plain.log.output_tokens[:n].sum()
+    np.testing.assert_array_equal(saving.accepted, plain.accepted)
+
+
+def test_the_aggregator_does_not_wait_for_the_last_question() -> None:
+    workload = calibrated(make_workload(80))
+    flowing, sooner = run(workload, ("always", {}), {"start": "greedy"})
+    waiting, later = run(workload, ("always", {}), {"start": "greedy", "overlap": False})
+    n = len(workload.calls)
+    assert flowing.log.start_s[n:].min() < flowing.expert_stage_s
+    assert waiting.log.start_s[n:].min() >= waiting.expert_stage_s
+    assert sooner < later
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_more_workers_than_may_are_busy_at_once(at_once: int) -> None:
+    workload = calibrated(make_workload(30))
+    steered, _ = run(workload, ("always", {}), {"start": "greedy", "scenes": 0}, at_once=at_once)
+    edges = []
+    for row in steered.log.sessions.values():
+        assert row.usage is not None
+        edges += [(row.usage.end_s, -1), (row.usage.load_start_s, 1)]
+    running = np.cumsum([change for _, change in sorted(edges)])
+    assert running.max() <= at_once
+
+
+def test_the_aggregator_as_one_group_of_all_workers() -> None:
+    workload = calibrated(make_workload(30))
+    steered, makespan = run(workload, ("always", {}), {"start": "greedy", "scenes": 0}, tp=3)
+    check(steered, makespan, workload, ("always", {}))
+    groups = {r.spec.workers for r in steered.log.sessions.values() if r.stage == "aggregator"}
+    assert groups == {(0, 1, 2)}
