@@ -4,7 +4,7 @@
     python plots/beyond_paper.py --plot docs/images/cost_error.png
 
 The paper is MOSAIC, arXiv 2606.03014: ``ilp``, a barrier, and its aggregator at TP=4. Accuracy and skips are
-compared run by run with the paper's gate; question by question in ``tests/test_steered.py``. All is simulated.
+compared run by run with the paper's gate; by question in ``tests/test_steered.py``. All is simulated.
 """
 
 from __future__ import annotations
