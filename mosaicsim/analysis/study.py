@@ -52,8 +52,8 @@ from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.ballots import GateCalibration
 from mosaicsim.workload.build import build_workload
-from mosaicsim.workload.cost_error import with_cost_error
 from mosaicsim.workload.calls import NO_ANSWER, Bools, Ints, Workload
+from mosaicsim.workload.cost_error import with_cost_error
 from mosaicsim.workload.trace import Trace, read_trace
 
 UNGATED = "always"

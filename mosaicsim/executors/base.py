@@ -37,7 +37,7 @@ class Executor(Protocol):
         ...
 
     def add_calls(self, spec: SessionSpec) -> None:
-        """Queue the calls of ``spec`` behind those of the open session with that number, or ``ahead`` of them."""
+        """Queue the calls of ``spec`` behind those of its open session, or ``ahead`` of those that wait."""
         ...
 
     def cancel_call(self, session: int, call_id: int) -> None:
@@ -48,7 +48,7 @@ class Executor(Protocol):
         """Take back those of the calls that have not started; started ones go on.
 
         Answered once by CallsWithdrawn, which tells which they were (possibly none), unless the session's
-        worker is lost first. A call that was taken back is the handler's again: it may be given to any session.
+        worker is lost first. A call that was taken back is the handler's again, to give to any session.
         """
         ...
 

@@ -79,8 +79,8 @@ class Engine:
 
     Calls are known by their row. ``start``, ``first_token`` and ``finish`` hold engine seconds (-1.0 until
     they happen), ``preempted`` how often a call lost its KV, ``cancelled`` which calls were cancelled before
-    they finished, ``withdrawn`` which were taken back before they started. ``generated`` is up to date for calls that are neither running nor finished: see
-    :meth:`tokens_generated`.
+    they finished, ``withdrawn`` which were taken back before they started. ``generated`` is up to date for
+    calls that are neither running nor finished: see :meth:`tokens_generated`.
     """
 
     def __init__(self, config: EngineConfig, tables: StepTables, *, reactive: bool = False) -> None:
@@ -120,7 +120,8 @@ class Engine:
         """Queue calls and return their rows, which wait from ``arrive`` on (engine seconds, default 0).
 
         ``groups`` marks calls with an identical prompt by an equal number (negative: no twin). Arrivals must
-        not precede those added before. Calls added ``ahead`` wait before those that wait then. Raises InfeasibleError for a call that no empty KV cache can hold.
+        not precede those added before. Calls added ``ahead`` wait before those that wait then.
+        Raises InfeasibleError for a call that no empty KV cache can hold.
         """
         self._check_fits(prompt_tokens, output_tokens)
         n = len(prompt_tokens)

@@ -1,8 +1,8 @@
 """A rehearsal: a plan played on the simulated fleet, with calls that turn out as calibration questions did.
 
 This is what lets a scheduler see the tails, preemptions and waits that no closed form has. It knows the
-calls to come as the scheduler does, without their lengths: each question is given the lengths and answers of a
-calibration question of its category, so that what belongs together (long, disputed, asking) stays together.
+calls to come as the scheduler does, without their lengths: each question is given the lengths and answers
+of a calibration question of its category, so that what belongs together (long, disputed) stays together.
 """
 
 from __future__ import annotations

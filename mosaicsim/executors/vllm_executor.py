@@ -306,7 +306,7 @@ class VllmExecutor:
         self._emit(CallsFinished(at_s, session.spec.session, records_of(results, answers)))
 
     def _give_back(self, message: Withdrawn) -> None:
-        """Calls that had not started are no longer the session's; one cancelled on the way is not among them."""
+        """Calls that had not started leave the session; one cancelled on the way is not among them."""
         session = self._sessions.get(message.session)
         free = [call for call in message.call_ids if session is not None and call in session.calls]
         at_s = self._at(message.at_s)

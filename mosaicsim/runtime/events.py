@@ -16,8 +16,8 @@ class SessionSpec:
 
     ``expert`` is the pool's name for the model, or the aggregator's. ``call_ids``, ``prompt_tokens`` and
     ``groups`` have shape (n,); calls with an equal non-negative group have the identical prompt. Only an
-    ``open`` session takes further calls; it lasts until it is stopped. Calls added ``ahead`` are queued before
-    those that wait in the session, not behind them.
+    ``open`` session takes further calls; it lasts until it is stopped. Calls added ``ahead`` are queued
+    before those that wait in the session, not behind them.
     """
 
     session: int

@@ -1,4 +1,4 @@
-"""The questions of a run that is steered: what the gate says of each as its calls end, and which calls wait."""
+"""The questions of a steered run: what the gate says of each as its calls end, and which calls wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mosaicsim.workload.calls import NO_ANSWER, Ints, Workload
 
 @dataclass(frozen=True)
 class Word:
-    """What follows for a question: calls that cannot matter, held calls to start, whether it asks the aggregator."""
+    """What follows: calls that cannot matter, held calls to start, whether the aggregator is asked."""
 
     moot: list[int]
     released: list[int]
@@ -101,7 +101,7 @@ class Questions:
         return found
 
     def release_any(self, expert: int) -> int | None:
-        """A held call of the expert, to start before its question's others have ended; None if there is none."""
+        """A held call of the expert, to start before its question's others have ended, or None."""
         call = next((c for c in self.held if self._expert[c] == expert), None)
         if call is not None:
             del self.held[call]

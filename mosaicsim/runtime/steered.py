@@ -1,9 +1,10 @@
-"""A run that is steered while it goes on: calls are cancelled, held back, moved, and aggregated as they can be.
+"""A run that is steered while it goes on: calls are cancelled, held back, moved, aggregated as they can be.
 
 It owns no clock and does no I/O, as :class:`~mosaicsim.runtime.orchestrator.Orchestrator`, which runs a plan
 as it stands. Every session is open: calls join it while it runs, and it is stopped when it has none left.
 What is decided here is what *must* hold (each call ends once, the gate's word, phases, workers' limits); who
-gets a call and who takes over from whom is the scheduler's to say (:class:`~mosaicsim.schedulers.base.Steering`).
+gets a call and who takes over from whom is the scheduler's to say
+(:class:`~mosaicsim.schedulers.base.Steering`).
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Job:
 
 
 class SteeredRun:
-    """One run under a scheduler that steers; ``plan.course`` says what else is to be done than its sessions."""
+    """One run under a scheduler that steers; ``plan.course`` says what is to be done beside sessions."""
 
     def __init__(
         self,
@@ -549,7 +550,7 @@ class SteeredRun:
         return min(left, max(due, left / 4))
 
     def _size(self, job: Job) -> float:
-        """Calls left in a session; the aggregator's by their prompts, which it has to read for every token."""
+        """Calls left in a session; the aggregator's by their prompts, which every token has to read."""
         if job.expert != AGGREGATING:
             return len(job.calls)
         return sum(self._weight(call) for call in job.calls)

@@ -167,7 +167,7 @@ class Course:
 
     ``held`` calls start only when their question is still undecided once its other calls have ended, one at a
     time, or when a session of their expert has fewer than ``fill`` calls left. The aggregator runs as
-    ``instances`` says, its calls as soon as their question needs them (``overlap``) or after the expert stage.
+    ``instances`` says, its calls once their question needs them (``overlap``) or after the expert stage.
     ``reserved`` workers take over no calls of others while aggregator calls may still come.
     """
 
@@ -205,7 +205,8 @@ class Scheduler(Protocol):
 class Seat:
     """Where a call could go: a session's ``worker``, the calls not ended there, and its cost.
 
-    ``weight`` is what the call counts for, in calls of average size, as do ``calls``. ``wait_s`` is the predicted time until that session generates, load included; 0 once it does.
+    ``weight`` is what the call counts for, in calls of average size, as do ``calls``. ``wait_s`` is
+    the predicted time until that session generates, load included; 0 once it does.
     """
 
     worker: int
@@ -236,7 +237,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Observed:
-    """What has come of the expert calls so far, both of shape (calls,): NO_ANSWER and 0 where one has not ended."""
+    """What has come of the expert calls, shape (calls,): NO_ANSWER and 0 of those that have not ended."""
 
     answer: Ints
     output_tokens: Ints

@@ -1,7 +1,7 @@
 """How long a call will be, as calibration data tell: what a scheduler may order calls by.
 
-Every predictor sees a call's expert, category and prompt length, and the calibration calls; none sees a call's own
-output. ``oracle`` is the exception and marks whoever uses it.
+Every predictor sees a call's expert, category and prompt length, and the calibration calls; none sees its
+own output. ``oracle`` is the exception and marks whoever uses it.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ LEAST_FITTED = 50
 
 
 def _cell_means(calibration: Calibration) -> Floats:
-    """Predicted tokens of every (calibration question, expert): its category's mean, as ``category`` says it."""
+    """Predicted tokens of every (calibration question, expert), as ``category`` predicts them."""
     prompt = np.zeros(len(calibration.question_category))
     columns = [
         _category(calibration, m, calibration.question_category, prompt)

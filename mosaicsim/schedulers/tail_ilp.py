@@ -1,8 +1,8 @@
-"""tail_ilp: the integer program with sessions priced as they go, tail and all, and plans tried before one is taken.
+"""tail_ilp: the integer program with sessions priced tail and all, and plans tried before one is taken.
 
-What a session of n calls costs bends: its longest call runs at small-batch speed however few there are. The program
-takes a fixed part and a slope from the profiled curve *at the size each expert is cut to*, and solves again
-until the sizes settle. Then the plan is rehearsed on calibration questions, and what a worker took longer than
+The cost of n calls bends: the longest runs at small-batch speed however few there are. The program takes a
+fixed part and a slope from the profiled curve *at the size each expert is cut to*, and solves again until
+the sizes settle. Then the plan is rehearsed on calibration questions, and what a worker took longer than
 priced goes back into the prices.
 """
 
@@ -66,7 +66,7 @@ class _Tried:
 
 
 class TailIlp:
-    """Minimises the latest ``sum of load + fixed + slope * calls``, the curve's own line at the sizes chosen."""
+    """Minimises the latest ``sum of load + fixed + slope * calls``, the curve's line at the sizes chosen."""
 
     name: ClassVar[str] = "tail_ilp"
     summary: ClassVar[str] = (
@@ -84,7 +84,7 @@ class TailIlp:
     def plan(self, problem: Problem) -> Plan:
         """See :class:`~mosaicsim.schedulers.base.Scheduler`.
 
-        ``info`` holds objective, best_bound and gap of the last program solved for the plan, its refits, and the
+        ``info`` holds objective, best_bound and gap of the program the plan is from, its refits, and the
         rounds. Raises InfeasibleError, naming the least K that works, if the experts do not fit.
         """
         require_workers(problem)
@@ -158,7 +158,7 @@ class TailIlp:
     def _sessions(
         self, problem: Problem, active: Ints, shares: Ints, way: Floats
     ) -> tuple[PlannedSession, ...]:
-        """Deal every expert's calls: each shard its share of long and short ones, the longest queued first."""
+        """Deal every expert's calls: each shard its share of long ones, and the longest queued first."""
         sessions = []
         for m, row in zip(active.tolist(), shares.tolist(), strict=True):
             calls = problem.calls_of(m)
@@ -186,7 +186,7 @@ class TailIlp:
 
 
 def _line_at(cost: SessionCost, size: float) -> tuple[float, float]:
-    """Fixed part and slope of the profiled curve around a session's size: its secant from 0.7 to 1.4 of it."""
+    """Fixed part and slope of the profiled curve around a size: its secant from 0.7 to 1.4 of it."""
     low, high = max(1.0, 0.7 * size), max(2.0, 1.4 * size)
     slope = max((cost.predict_s(high) - cost.predict_s(low)) / (high - low), 0.0)
     return max(cost.predict_s(size) - slope * size, 0.0), slope

@@ -1,4 +1,4 @@
-"""work_stealing: any plan as the start; then idle workers take over waiting calls, and no barrier is waited at."""
+"""work_stealing: any plan as the start; then idle workers take over, and no barrier is waited at."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WorkStealingOptions(SchedulerOptions):
     steal: bool = Field(True, description="idle workers take over calls that have not started")
     cascade: bool = Field(
         True,
-        description="hold back the costliest calls of a question until the others disagree (gates that cancel)",
+        description="calls that a gate which cancels may not need come late, or wait",
     )
     fill: int = Field(
         16, ge=0, description="start held calls early where a session has fewer calls than this left"
@@ -72,7 +72,7 @@ class WorkStealing:
 
     name: ClassVar[str] = "work_stealing"
     summary: ClassVar[str] = (
-        "any plan as the start; idle workers take over waiting calls, the aggregator starts as questions are ready"
+        "any plan as the start; idle workers take over waiting calls, aggregator calls start when ready"
     )
     Options: ClassVar[type[SchedulerOptions]] = WorkStealingOptions
     sees_lengths: ClassVar[bool] = False
@@ -86,7 +86,7 @@ class WorkStealing:
         self._tokens: Floats = np.zeros(0)
 
     def plan(self, problem: Problem) -> Plan:
-        """See :class:`~mosaicsim.schedulers.base.Scheduler`; ``Plan.course`` is set where the gate is known."""
+        """See :class:`~mosaicsim.schedulers.base.Scheduler`; there is a course where the gate is known."""
         if problem.gate is None or not problem.instances:
             return self._start.plan(problem)
         outlook = Outlook(problem)
@@ -200,8 +200,8 @@ class WorkStealing:
         """The start's plan, made in one, or of experts that do not reason and of the others.
 
         What others wait for is then early: in ``waves`` over all workers, the reasoning experts behind; or
-        ``apart``, on the reserved workers, while the others reason. ``early``: reserved workers take part, but
-        get so much less that they are done so many seconds before the others.
+        ``apart``, on the reserved workers, while the others reason. ``early``: reserved workers take part,
+        but get so much less that they are done so many seconds before the others.
         """
         reasoning = np.array([bool(row) and row[0].reasoning for row in problem.costs])
         heavy = reasoning[problem.calls.expert[problem.call_ids]]
@@ -344,8 +344,8 @@ class _Held:
 def _hold(problem: Problem, outlook: Outlook, how: str) -> _Held:
     """Of each question, what lies beyond the quorum when its cheapest calls come first, is to come late.
 
-    ``queue``: at the end of its session's queue. ``light``: it waits for its question, if no call it waits for
-    reasons. ``all``: it waits in any case.
+    ``queue``: at the end of its session's queue. ``light``: it waits for its question, if no call it waits
+    for reasons. ``all``: it waits in any case.
     """
     counts = problem.counts()
     each = np.array(

@@ -251,7 +251,8 @@ def _aggregator(
 def calibration_of(profiled: Block, rows: Ints, drawn: Ints, categories: Sequence[str]) -> Calibration:
     """Calibration calls by expert. An expert that is never called may have none: the pool's stand in.
 
-    ``categories`` are the evaluated questions' category names, by code. Raises TraceError: an expert with calls has no calibration rows.
+    ``categories`` are the evaluated questions' category names, by code. Raises
+    TraceError: an expert with calls has no calibration rows.
     """
     columns = profiled.columns.take(rows)
     category = _category_codes(categories, profiled)[rows]

@@ -1,4 +1,4 @@
-"""Wrong costs: what schedulers are told of lengths, off by a factor an expert, to see what that does to plans."""
+"""Wrong costs: what schedulers are told of lengths, off by a factor, to see what that does to plans."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mosaicsim.workload.calls import Calibration, Floats, Ints, Workload
 def with_cost_error(workload: Workload, factor: float, rng: np.random.Generator) -> Workload:
     """The workload with calibration lengths ``factor`` times too long or too short, by expert at random.
 
-    As many experts err one way as the other, within one: an error all share would change no plan. What comes of
-    the calls stays as it is.
+    As many experts err one way as the other, within one: an error all share would change no plan. What
+    comes of the calls stays as it is.
     """
     if factor == 1:
         return workload
