@@ -115,6 +115,7 @@ class SteeredRun:
         self._loose: dict[int, dict[int, None]] = {}
         self._ready_questions: list[int] = []
         self._job_of: dict[int, Job] = {}
+        self._last_phase = max((session.phase for session in plan.sessions), default=0)
         self._serial = max(self.log.sessions, default=-1) + 1
         self._experts_done = False
         seen = workload.calibration.aggregator_prompt_tokens
@@ -250,7 +251,7 @@ class SteeredRun:
                 continue
             else:
                 load = 0.0 if self._has(group, expert) else cost.load_s
-                jobs.append(Job(group, expert, {}))
+                jobs.append(Job(group, expert, {}, self._last_phase))
                 seats.append(Seat(group[0], 0.0, weight, cost, max(backlog[w] for w in group) + load))
         if not seats:
             self._loose.setdefault(expert, {})[call] = None
