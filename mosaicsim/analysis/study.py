@@ -266,7 +266,7 @@ class Replicate:
         What blind schedulers were shown and planned still holds, and so do fitted gates.
         """
         other = Replicate(fleet, workload, self._streams, self._replicate)
-        other._plans, other._gates = self._plans, self._gates
+        other._planned, other._gates = self._planned, self._gates
         other.__dict__["_profiled"] = self._profiled
         return other
 

@@ -133,7 +133,8 @@ def calibrated(
     profiled = load_block(calibration, workload.experts, None, rng_streams("length_skew"))
     held_out = others(calibration, set(workload.questions))
     drawn = workload.calls.expert.reshape(workload.n_questions, -1)
-    known = replace(workload, calibration=calibration_of(profiled, profiled.of_questions(held_out), drawn))
+    rows, names = profiled.of_questions(held_out), tuple(dict.fromkeys(workload.categories))
+    known = replace(workload, calibration=calibration_of(profiled, rows, drawn, names))
     if not for_gates:
         return known
     shown = _for_gates(profiled, held_out, drawn.shape[1], drawn, router, rng_streams)

@@ -34,7 +34,7 @@ def with_cost_error(workload: Workload, factor: float, rng: np.random.Generator)
 
 
 def _scaled(lengths: Ints, scale: float) -> Ints:
-    return np.maximum(np.rint(lengths * scale), 1).astype(np.int64)
+    return np.asarray(np.maximum(np.rint(lengths * scale), 1), np.int64)
 
 
 def _lengths(told: Calibration, scale: Floats) -> Ints:
