@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,19 @@ def test_a_scenario_is_run_and_validated(tmp_path: Path) -> None:
     scenario = write_scenario(tmp_path, build_tiny_models(tmp_path / "models"), n_questions=8, gates=gates)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "mosaicsim", "validate", str(scenario), "--repeats", "2", "-o", str(out)]
+    first = out.with_name("out.unfinished") / "1" / "summary.json"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as cut:
+        while not first.exists():
+            assert cut.poll() is None, cut.communicate()[1]
+            time.sleep(0.1)
+        cut.send_signal(signal.SIGINT)
+        assert "--resume goes on with it" in cut.communicate()[1]
+    assert not out.exists()
+    ran_at = first.stat().st_mtime_ns
     done = subprocess.run(
-        [*command, "--json", "--draws", "2", "--max-e2e-mape", "0.001"], capture_output=True, text=True
+        [*command, "--resume", "--json", "--draws", "2", "--max-e2e-mape", "0.001"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 3, done.stderr
     assert "--max-e2e-mape 0.001 missed" in done.stderr, "an invented profile cannot be that good"
@@ -36,6 +49,7 @@ def test_a_scenario_is_run_and_validated(tmp_path: Path) -> None:
         assert row["replay"]["calls"]["expert"]["e2e"]["n"] > 0
         assert all(session["real"]["load"] > 0 for session in row["replay"]["sessions"]["rows"])
     assert sorted(p.name for p in (out / "repeats").iterdir()) == ["1", "2"]
+    assert (out / "repeats" / "1" / "summary.json").stat().st_mtime_ns == ran_at, "it was not run again"
     assert list((out / "plots").glob("real-and-replay-*.png"))
     assert not out.with_name("out.unfinished").exists()
 
