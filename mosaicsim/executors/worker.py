@@ -38,7 +38,7 @@ from mosaicsim.executors.messages import (
 from mosaicsim.executors.vllm_engine import Step, VllmEngine
 
 HEARTBEAT_S = 2.0
-"""Between words of a worker that has nothing else to say; each costs the coordinator a tenth of a millisecond."""
+"""Between words of a worker that has nothing else to say; each costs the coordinator some CPU time."""
 
 
 class Worker:
