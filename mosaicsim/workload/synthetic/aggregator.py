@@ -13,11 +13,12 @@ from mosaicsim.workload.lengths import fit_lengths, to_normal
 from mosaicsim.workload.synthetic.agreement import MAJORITY, SPLIT, UNANIMOUS, Expected
 from mosaicsim.workload.synthetic.coupling import place, top_share
 from mosaicsim.workload.synthetic.spec import SyntheticSpec, TargetSpec
-from mosaicsim.workload.synthetic.targets import swap_to_targets
+from mosaicsim.workload.synthetic.targets import ROUNDS, swap_to_targets
 
 _ANSWER_NOISE = 0.15
 _RECORDED_LEAN = 0.5
 _LOOP_NOISE = 0.3
+_ROWS_A_ROUND = 10
 
 
 def answer(
@@ -44,7 +45,8 @@ def answer(
         rows = np.flatnonzero(bucket == b)
         right[rows[np.argsort(-solvable[rows], kind="stable")[: max(count, 0)]]] = True
     sums = expected.correct[:, [UNANIMOUS, MAJORITY]].sum(axis=0) - np.array(gains)
-    return swap_to_targets(right, bucket, expected.share[:, [UNANIMOUS, MAJORITY]], sums, swap_rng)
+    features, rounds = expected.share[:, [UNANIMOUS, MAJORITY]], max(ROUNDS, len(right) // _ROWS_A_ROUND)
+    return swap_to_targets(right, bucket, features, sums, swap_rng, rounds)
 
 
 def lengths(spec: SyntheticSpec, split: Floats, right: Bools, rng: np.random.Generator) -> tuple[Ints, Bools]:

@@ -16,8 +16,7 @@ _STEP = 0.08
 _DAMPING = 1e-5
 _EXACT = 1000.0
 _PAIRS = 6000
-_ROUNDS = 400
-_ROWS_A_ROUND = 10
+ROUNDS = 400
 
 
 def fit_answers(spec: SyntheticSpec, rng: np.random.Generator) -> AnswerModel:
@@ -77,7 +76,12 @@ def _model(point: Floats) -> AnswerModel:
 
 
 def swap_to_targets(
-    chosen: Bools, groups: Ints, features: Floats, sums: Floats, rng: np.random.Generator
+    chosen: Bools,
+    groups: Ints,
+    features: Floats,
+    sums: Floats,
+    rng: np.random.Generator,
+    rounds: int = ROUNDS,
 ) -> Bools:
     """Exchange chosen rows for others of the same group until the chosen features add up to ``sums``.
 
@@ -86,7 +90,7 @@ def swap_to_targets(
     """
     chosen = chosen.copy()
     left = sums - features[chosen].sum(axis=0)
-    for _ in range(max(_ROUNDS, len(chosen) // _ROWS_A_ROUND)):
+    for _ in range(rounds):
         distance = np.abs(left).sum()
         if distance < 0.02:
             break
