@@ -149,8 +149,7 @@ class Fleet:
     def _engine(self, name: str, device: str, tp: int) -> EngineSpec:
         settings, profile = self._scenario.engine, self.profile_of(name, device, tp)
         blocks = settings.num_gpu_blocks or profile.kv_capacity_tokens // settings.block_size
-        chosen = {k: v for k, v in self._resolved.get(name, {}).items() if k in RESOLVED}
-        config = replace(engine_config(settings, blocks), **chosen)
+        config = _as_resolved(engine_config(settings, blocks), self._resolved.get(name, {}))
         host = self._host_overhead(self.section_of(name, tp), profile)
         tables = profile.latency.compile(config.max_num_seqs, config.max_num_batched_tokens, host)
         return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s)
@@ -200,6 +199,14 @@ def _sampled(mtbf_s: float, down_s: float, streams: Streams, worker: int) -> Ite
         at += rng.exponential(mtbf_s)
         yield Failure(at, down_s)
         at += down_s
+
+
+def _as_resolved(config: EngineConfig, resolved: Mapping[str, Any]) -> EngineConfig:
+    """The engine as a real one settled; one block of vLLM's is its own, for no call's use."""
+    chosen = {key: resolved[key] for key in RESOLVED if key in resolved}
+    if "num_gpu_blocks" in chosen:
+        chosen["num_gpu_blocks"] -= 1
+    return replace(config, **chosen)
 
 
 def engine_config(settings: EngineSection, num_gpu_blocks: int) -> EngineConfig:
