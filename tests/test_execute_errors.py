@@ -167,7 +167,7 @@ def test_questions_without_gold_are_asked_and_said(tmp_path: Path, models: Path)
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question": "Why?"}\n' + questions.read_text())
     (note,) = check_execution(load_scenario(path))
-    assert note.endswith("1 of 13 questions have no gold answer: accuracy is of the others")
+    assert note.endswith("1 of 13 have no gold answer: accuracy is that of the others")
 
 
 def test_an_unfinished_folder_is_gone_on_with_only_if_it_is_the_same(tmp_path: Path) -> None:
