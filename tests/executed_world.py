@@ -14,7 +14,7 @@ from scribe import Scribe
 from trace_samples import columns, metadata, table
 
 from mosaicsim.analysis.result import Result, Run
-from mosaicsim.analysis.study import Replicate, _replicate, summarise
+from mosaicsim.analysis.study import Replicate, _replicate, any_fitted, summarise
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.ledger import Ledger
 from mosaicsim.executors.messages import CallRequest, CallResult
@@ -25,11 +25,12 @@ from mosaicsim.policies import Policy, PolicyKind
 from mosaicsim.report.folder import JOURNALS, OUTPUT_FILE, write_result
 from mosaicsim.report.outputs import SCHEMA
 from mosaicsim.runtime.journal import Journal
-from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.runlog import CANCELLED, PENDING, RunLog
+from mosaicsim.runtime.steered import orchestrate
 from mosaicsim.scenario import Scenario, resolved
 from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
+from mosaicsim.workload.asked import calibrated
 from mosaicsim.workload.calls import NO_ANSWER, Workload
 from mosaicsim.workload.trace import read_trace, write_trace
 
@@ -117,7 +118,7 @@ class _Known:
 
 def execute_simulated(scenario: Scenario, folder: Path, *, steps: float = 1.0, loads: float = 1.0) -> Path:
     """Write the result folder ``folder`` of an execution whose engines are ``steps`` and ``loads`` times slower."""
-    replicate = _replicate(scenario, Fleet(scenario), read_trace(scenario.workload.trace), 0)
+    replicate = _asked(scenario)
     world, journals = Slowed(scenario, steps, loads), folder.with_name(f"{folder.name}.journals")
     runs: list[Run] = []
     rows: list[dict[str, Any]] = []
@@ -143,12 +144,27 @@ def execute_simulated(scenario: Scenario, folder: Path, *, steps: float = 1.0, l
     return folder
 
 
+def _asked(scenario: Scenario) -> Replicate:
+    """The trace's calls with the calibration as a real run is told of it, its own names for the categories."""
+    fleet, streams = Fleet(scenario), Streams(scenario.seed)
+    routed = _replicate(scenario, fleet, read_trace(scenario.workload.trace), 0).workload
+    workload = calibrated(
+        routed,
+        read_trace(scenario.workload.calibration.trace or ""),
+        router=scenario.policies(PolicyKind.ROUTER)[0].create(),
+        rng_streams=streams,
+        for_gates=any_fitted(scenario),
+    )
+    return Replicate(fleet, workload, streams, 0)
+
+
 def _run(
     replicate: Replicate, world: Fleet, scheduler: Policy, gate: Policy, path: Path
 ) -> tuple[Run, list[dict[str, Any]]]:
-    workload, policy, judge = replicate.workload, scheduler.create(), gate.create()
-    orchestrator = Orchestrator(
-        workload, world.pool, replicate.plan(scheduler), policy, judge, replicate._problem_for(policy),
+    workload, judge = replicate.workload, replicate.gate(gate)
+    policy, plan = replicate.planned(scheduler, gate)
+    orchestrator = orchestrate(
+        workload, replicate._fleet.pool, plan, policy, judge, replicate._problem_for(policy),
         fallback=create("greedy", {}),
     )  # fmt: skip
     executor = SimulatedExecutor(

@@ -58,6 +58,22 @@ def test_a_run_as_profiled_has_no_error(world: Path) -> None:
         assert row["notes"] == []
 
 
+def test_schedulers_that_steer_a_run_are_held_against_themselves(tmp_path: Path) -> None:
+    """Calls that move while the run goes on, and categories that lengths are predicted by."""
+    schedulers = ["work_stealing", "tail_ilp"]
+    scenario = load_scenario(write_world(tmp_path, schedulers=schedulers, gates=["always", *CANCELLING]))
+    folder = execute_simulated(scenario, tmp_path / "run")
+    rows = validate(scenario, [folder], draws=1).figures["runs"]
+    assert {row["scheduler"] for row in rows} == set(schedulers)
+    whole = [row for row in rows if not any("added to sessions under way" in note for note in row["notes"])]
+    assert 0 < len(whole) < len(rows)
+    for row in whole:
+        assert row["replay"]["stages"]["makespan_s"]["error_pct"] == pytest.approx(0, abs=1e-6)
+    for row in rows[::2]:  # without a gate that cancels all lengths are known
+        assert row["plan"]["stages"]["makespan_s"]["error_pct"] == pytest.approx(0, abs=1e-6)
+        assert row["plan"]["calls"]["all"]["e2e"]["mape_pct"] == pytest.approx(0, abs=1e-6)
+
+
 def test_slower_engines_show_as_such(world: Path) -> None:
     found = validate(load_scenario(world / "world.yaml"), [world / "slow"], draws=1).figures
     for row in found["runs"]:

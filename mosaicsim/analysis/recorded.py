@@ -16,6 +16,7 @@ from mosaicsim.executors.messages import CallRequest, CallResult
 from mosaicsim.report.folder import JOURNALS, OUTPUT_FILE, read_result
 from mosaicsim.runtime.journal import Journal
 from mosaicsim.runtime.orchestrator import AGGREGATOR
+from mosaicsim.runtime.replay import added_calls
 from mosaicsim.runtime.runlog import CANCELLED, FAILED, FINISHED, RunLog
 from mosaicsim.workload.calls import NO_ANSWER, AggregatorCalls, Bools, Ints, Outcomes, Workload
 
@@ -48,12 +49,14 @@ class Recorded:
         lost = sum(row.lost for row in self.log.sessions.values())
         cut = int(((self.log.status == CANCELLED) & (self.log.start_s >= 0)).sum())
         failed = int((self.log.status == FAILED).sum())
+        added = sum(len(added_calls(self.log, row.spec)) for row in self.log.sessions.values())
         found = {
             f"{lost} sessions lost with their worker: replayed with what finished in them, "
             "the time a worker was away is not": lost,
             f"{cut} calls were cancelled while they ran: replayed with the tokens they had come to, "
             "not compared": cut,
             f"{failed} calls were given up: left out of the replay": failed,
+            f"{added} calls were added to sessions under way: replayed as if queued from their start": added,
         }
         return [note for note, count in found.items() if count]
 

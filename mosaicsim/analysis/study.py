@@ -150,7 +150,16 @@ def any_fitted(scenario: Scenario) -> bool:
 class Replicate:
     """One routed workload on the fleet, and what its runs share."""
 
-    def __init__(self, fleet: Fleet, workload: Workload, streams: Streams, replicate: int) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        workload: Workload,
+        streams: Streams,
+        replicate: int,
+        engines: Fleet | None = None,
+    ) -> None:
+        """``engines`` is the fleet that runs are on, where it is not the one that schedulers are told of."""
+        self._engines = engines or fleet
         self._fleet, self.workload, self._streams = fleet, workload, streams
         self._replicate = replicate
         self._sessions: SessionCache = {}
@@ -172,7 +181,7 @@ class Replicate:
             fallback=create("greedy", {}),
         )
         executor = SimulatedExecutor(
-            self._fleet.simulated(self._streams),
+            self._engines.simulated(self._streams),
             np.concatenate([self.workload.outcomes.output_tokens, self.workload.aggregator.output_tokens]),
             np.concatenate([self.workload.outcomes.answer, np.full(self.workload.n_questions, NO_ANSWER)]),
             reactive=judge.cancels or plan.course is not None,
@@ -260,13 +269,13 @@ class Replicate:
         assert self.workload.gate_calibration is not None  # it is built where a gate is to be fitted
         return self.workload.gate_calibration
 
-    def with_outcomes(self, workload: Workload, fleet: Fleet) -> Replicate:
-        """The same calls with other outcomes, on a fleet with other engines.
+    def with_outcomes(self, workload: Workload, engines: Fleet) -> Replicate:
+        """The same calls with other outcomes, run on other engines than schedulers are told of.
 
-        What blind schedulers were shown and planned still holds, and so do fitted gates.
+        What blind schedulers are shown still holds, and so do fitted gates.
         """
-        other = Replicate(fleet, workload, self._streams, self._replicate)
-        other._planned, other._gates = self._planned, self._gates
+        other = Replicate(self._fleet, workload, self._streams, self._replicate, engines)
+        other._gates = self._gates
         other.__dict__["_profiled"] = self._profiled
         return other
 
@@ -326,7 +335,7 @@ class Replicate:
         """The lower bound for these calls; runs that finish the same calls share it."""
         key = finished.tobytes()
         if key not in self._bounds:
-            self._bounds[key] = bound_of_run(self._fleet, self.workload, finished)
+            self._bounds[key] = bound_of_run(self._engines, self.workload, finished)
         return self._bounds[key]
 
     def describe(

@@ -208,7 +208,12 @@ class Bench:
 
     def _with_calibration(self, workload: Workload, number: int) -> Workload:
         known = self.workloads[number]
-        return replace(workload, calibration=known.calibration, gate_calibration=known.gate_calibration)
+        return replace(
+            workload,
+            calls=known.calls,
+            calibration=known.calibration,
+            gate_calibration=known.gate_calibration,
+        )
 
     def _streams(self, replicate: int) -> Streams:
         return Streams(self.scenario.seed, replicate)

@@ -9,7 +9,8 @@ the executor's own; what is kept of the recorded ones is what waited for what:
 * no more workers are busy at a time than the pool allows; sessions get their turn in recorded order.
 
 A call that was cancelled or lost while it ran is replayed with the tokens it came to, so that it takes the
-room it took; one that never ran is left out.
+room it took; one that never ran is left out. One that was added to a session under way is taken as queued
+from its start, behind the others: a journal does not say when it came.
 """
 
 from __future__ import annotations
@@ -100,12 +101,18 @@ def steps_of(recorded: RunLog, workload: Workload) -> list[Step]:
     return steps
 
 
+def added_calls(recorded: RunLog, spec: SessionSpec) -> Ints:
+    """Calls that ran in a session and were not among those it began with, as they were admitted."""
+    own = np.flatnonzero((recorded.session == spec.session) & (recorded.start_s >= 0))
+    added = np.setdiff1d(own, spec.call_ids)
+    return np.asarray(added[np.argsort(recorded.start_s[added], kind="stable")])
+
+
 def _ran(recorded: RunLog, spec: SessionSpec) -> Ints:
     """Calls that ran in a session and ended there: as they were queued, then those that were added."""
-    own = np.flatnonzero((recorded.session == spec.session) & (recorded.start_s >= 0))
-    queued = spec.call_ids[np.isin(spec.call_ids, own)]
-    added = np.setdiff1d(own, queued)
-    return np.concatenate([queued, added[np.argsort(recorded.start_s[added], kind="stable")]])
+    begun_with = spec.call_ids
+    ran = (recorded.session[begun_with] == spec.session) & (recorded.start_s[begun_with] >= 0)
+    return np.concatenate([begun_with[ran], added_calls(recorded, spec)])
 
 
 def _spec(spec: SessionSpec, call_ids: Ints, workload: Workload) -> SessionSpec:

@@ -133,8 +133,13 @@ def calibrated(
     profiled = load_block(calibration, workload.experts, None, rng_streams("length_skew"))
     held_out = others(calibration, set(workload.questions))
     drawn = workload.calls.expert.reshape(workload.n_questions, -1)
-    rows, names = profiled.of_questions(held_out), tuple(dict.fromkeys(workload.categories))
-    known = replace(workload, calibration=calibration_of(profiled, rows, drawn, names))
+    rows, names = profiled.of_questions(held_out), sorted(set(workload.categories))
+    codes = np.array([names.index(category) for category in workload.categories], np.int64)
+    known = replace(
+        workload,
+        calls=replace(workload.calls, category=codes[workload.calls.question]),
+        calibration=calibration_of(profiled, rows, drawn, names),
+    )
     if not for_gates:
         return known
     shown = _for_gates(profiled, held_out, drawn.shape[1], drawn, router, rng_streams)
