@@ -134,3 +134,10 @@ class RealConformance(Conformance):
 
     def session_seconds(self) -> float:
         return 1.5  # after it is ready
+
+    def test_single_workers_take_over_from_a_group(self) -> None:
+        """As at the start of the next run: what the group held is theirs."""
+        self.crew.warm([(0, 1)], 300)
+        self.crew.warm([(0,), (1,)], 300)
+        assert self.crew.overlapping((0,)) == []
+        assert self.crew.overlapping((0, 1)) == [(0,), (1,)]

@@ -65,17 +65,25 @@ class Crew:
     def warm(self, workers: Iterable[tuple[int, ...]], timeout_s: float) -> None:
         """Start these and wait until they are up, so that no session pays for a process's start.
 
-        Raises MosaicsimError for one that does not come up, with where its output is.
+        Groups that overlap with them end first, as what they hold may be needed. Raises MosaicsimError for one
+        that does not come up, with where its output is.
         """
-        new = {group for group in workers if group not in self._links}
+        wanted = list(workers)
+        self._dismiss({other for group in wanted for other in self.overlapping(group)})
+        new = {group for group in wanted if group not in self._links}
         for group in new:
             self.link(group)
         deadline = time.monotonic() + timeout_s
         while new:
             received = self.receive(max(0.0, deadline - time.monotonic()))
-            if received is None or isinstance(received[1], Died):
+            if received is None or (isinstance(received[1], Died) and received[0] in wanted):
                 raise MosaicsimError(self._not_up(min(new), received))
             new.discard(received[0])
+
+    def _dismiss(self, leaving: set[tuple[int, ...]]) -> None:
+        for group in leaving:
+            self.send(group, Quit())
+        self._await(leaving, Died)
 
     def _not_up(self, group: tuple[int, ...], received: tuple[tuple[int, ...], Message] | None) -> str:
         """One line on the worker that died, or on ``group`` of which nothing was heard."""
