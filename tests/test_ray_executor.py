@@ -163,7 +163,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the ba
 crew = Crew(RayCluster(section(), "cpu", ["host0"]), Path(sys.argv[1]))
 try:
     crew.warm([(0,)], 300)
-    print("up", flush=True)
+    print("up", file=sys.__stdout__, flush=True)  # Ray's own words on stdout are kept off it
     time.sleep(600)
 finally:
     crew.close(at_once=True)

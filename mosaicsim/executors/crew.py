@@ -65,7 +65,7 @@ class Crew:
     def warm(self, workers: Iterable[tuple[int, ...]], timeout_s: float) -> None:
         """Start these and wait until they are up, so that no session pays for a process's start.
 
-        Groups that overlap with them end first, as what they hold may be needed. Raises MosaicsimError for one
+        Groups that overlap with them end first: what they hold may be needed. Raises MosaicsimError for one
         that does not come up, with where its output is.
         """
         wanted = list(workers)
