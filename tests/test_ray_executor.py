@@ -184,8 +184,8 @@ def test_a_local_cluster_does_not_outlive_its_coordinator(how: signal.Signals, t
         assert coordinator.stdout is not None
         assert coordinator.stdout.readline() == "up\n"
         started = descendants(coordinator.pid)
-        names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in started}
-        assert "raylet" in names.values()
+        names = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0] for pid in started}
+        assert any(name.endswith("/raylet") for name in names.values())
         coordinator.send_signal(how)
         agents = {pid for pid, name in names.items() if name.endswith("Agent")}
         assert not wait_until_gone({coordinator.pid} | started - agents, 30)
