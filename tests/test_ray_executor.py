@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from engines import (
     ROOT,
@@ -24,6 +26,7 @@ from engines import (
     needs_vllm,
 )
 from executor_conformance import Script, session, sessions_ended
+from real_scenario import write_scenario
 
 from mosaicsim.errors import MosaicsimError, ScenarioError
 from mosaicsim.execution import ExecutionSection
@@ -306,3 +309,29 @@ def test_a_model_that_is_missing_on_a_host(two_nodes: str, tmp_path: Path) -> No
         pytest.raises(MosaicsimError, match=rf"worker 0 died \(host .* has no folder {folder}; a model's"),
     ):
         crew.warm([(0,)], 300)
+
+
+def test_execute_on_ray_gives_the_answers_of_the_local_executor(models: Path, tmp_path: Path) -> None:
+    """Two runs, each with an aggregator over both workers: the second needs what the first one's group held."""
+    scenario = write_scenario(
+        tmp_path,
+        models,
+        n_questions=4,
+        aggregator={"model": "tiny", "tp": 2},
+        schedulers=["round_robin", "greedy"],
+    )
+    found = {}
+    for executor in ("local", "ray"):
+        out = tmp_path / executor
+        command = [sys.executable, "-m", "mosaicsim", "execute", str(scenario), "-o", str(out), "--no-plots"]
+        run = subprocess.run(
+            [*command, "--json", "--set", f"execution.executor={executor}"], capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        json.loads(run.stdout)  # nothing of Ray's is on stdout
+        rows = pq.read_table(out / "outputs.parquet").to_pylist()
+        found[executor] = {
+            (row["scheduler"], row["question_id"], row["expert"], row["slot"]): row["text"] for row in rows
+        }
+        assert len(found[executor]) == len(rows) == 2 * (4 * 3 + 4)
+    assert found["local"] == found["ray"]
