@@ -55,6 +55,11 @@ class ExecutionSection(StrictModel):
         "local", description="worker processes of this host, or actors of a Ray cluster"
     )
     ray_address: str | None = Field(None, description="the cluster to join; a new local one by default")
+    warm_up: bool = Field(
+        False,
+        description="each worker starts and closes an engine before the first run, whose loads are then no "
+        "slower than later ones",
+    )
     start_timeout_s: Timeout = Field(
         1800.0, description="a session that is not ready by then loses its worker"
     )

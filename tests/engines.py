@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from executor_conformance import Conformance
 
+from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.base import Executor
 from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.link import Connect, Inbox
-from mosaicsim.executors.messages import CallRequest, CallResult, EngineArguments
+from mosaicsim.executors.messages import CallRequest, CallResult, EngineArguments, WarmUp
 from mosaicsim.executors.process import ProcessLink
 from mosaicsim.executors.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
@@ -138,6 +139,14 @@ class RealConformance(Conformance):
     def test_single_workers_take_over_from_a_group(self) -> None:
         """As at the start of the next run: what the group held is theirs."""
         self.crew.warm([(0, 1)], 300)
-        self.crew.warm([(0,), (1,)], 300)
+        self.crew.warm([(0,), (1,)], 300, lambda group: WarmUp(self.engine_of("a", group)))
         assert self.crew.overlapping((0,)) == []
         assert self.crew.overlapping((0, 1)) == [(0,), (1,)]
+
+    def test_a_worker_that_cannot_warm_up_is_named(self) -> None:
+        nothing = EngineArguments("a", {"model": str(self.models / "nothing")})
+        self.crew.warm([(0, 1)], 300)
+        with pytest.raises(
+            MosaicsimError, match=r"worker 0 could not start an engine \(.*\) before its first"
+        ):
+            self.crew.warm([(0,)], 300, lambda group: WarmUp(nothing))

@@ -57,6 +57,7 @@ def test_a_real_engine_is_profiled_into_a_file_that_simulates(models: Path, tmp_
     assert measured.kv_capacity_tokens == (blocks - 1) * size
     assert measured.engine["max_num_seqs"] == 4
     assert measured.engine["vllm"]
+    assert 0 < measured.unload_s < 60
     assert 0 < measured.load_s < measured.load_s + measured.process_start_s < 300
     found = load_catalog(files=[path]).profile("tiny", "core")
     assert found.host is not None

@@ -58,7 +58,7 @@ def measured(samples: list[StepSample]) -> Measurements:
             "num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4,
             "num_key_value_heads": 2, "vocab_size": 512,
         },
-        samples=samples, process_start_s=12.0, load_s=4.0,
+        samples=samples, process_start_s=12.0, load_s=4.0, unload_s=0.5,
     )  # fmt: skip
 
 
@@ -183,7 +183,8 @@ def test_file_gives_back_what_was_measured(tmp_path: Path) -> None:
     assert tables.mixed_s(8, 500, 1000, 9000) == pytest.approx(expected.mixed_s(8, 500, 1000, 9000), rel=1e-4)
     assert found.host is not None
     assert found.host.base_s == pytest.approx(HOST.base_s, rel=1e-4)
-    assert (found.load_s, found.wake_s, found.kv_capacity_tokens) == (4.0, 4.0, 1600)
+    assert (found.load_s, found.unload_s, found.wake_s) == (4.0, 0.5, 4.0)
+    assert found.kv_capacity_tokens == 1600
     assert found.kv_bytes_per_token == 2 * 2 * 2 * 32 * 4
     assert all(source.split(":")[0] in ("measured", "derived") for source in found.sources.values())
 

@@ -128,6 +128,12 @@ def test_a_model_that_is_still_there_is_not_loaded_again() -> None:
     assert loads == pytest.approx([10.0, 0.0, 10.0])
 
 
+def test_an_engine_in_the_way_is_closed_first() -> None:
+    slow = replace(SPEC, unload_s=3.0)
+    usage = chain("aab", engine_of=lambda expert, workers: slow)
+    assert [u.ready_s - u.load_start_s for u in usage] == pytest.approx([10.0, 0.0, 13.0])
+
+
 def test_a_model_that_had_to_go_is_loaded_again() -> None:
     loads = [u.ready_s - u.load_start_s for u in chain("aba")]
     assert loads == pytest.approx([10.0, 10.0, 10.0])

@@ -38,7 +38,7 @@ from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.ledger import Ledger
 from mosaicsim.executors.link import Connect
 from mosaicsim.executors.machine import Machine, free_memory_bytes, local
-from mosaicsim.executors.messages import CallResult, EngineArguments
+from mosaicsim.executors.messages import CallResult, EngineArguments, WarmUp
 from mosaicsim.executors.ray_cluster import RayCluster, require_ray
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
 from mosaicsim.policies import Policy, PolicyKind
@@ -156,6 +156,13 @@ class Executed:
             return []
         return self.machine.core_sets(self.section.cores_per_worker)
 
+    def _warm_up(self, workers: tuple[int, ...]) -> WarmUp:
+        """The first expert's engine; on a CPU, workers that start together take different cores."""
+        cores = self.cores()
+        return WarmUp(
+            self.engine_of(self.experts[0], workers), cores[workers[0] % len(cores)] if cores else None
+        )
+
     def carry_out(self, orchestrator: Orchestrator | SteeredRun, crew: Crew, ledger: Ledger) -> float:
         """Run it to its end on the crew's engines; returns the last second."""
         section = self.section
@@ -174,7 +181,12 @@ class Executed:
             begin_s=orchestrator.log.end_s,
         )
         if (orchestrator.log.status == PENDING).any():
-            crew.warm(((worker,) for worker in range(self.n_workers)), section.start_timeout_s)
+            crew.warm(
+                ((worker,) for worker in range(self.n_workers)),
+                section.start_timeout_s,
+                self._warm_up if section.warm_up else None,
+                self.fleet.pool.at_once or self.n_workers,
+            )
         cpu_s = time.process_time()
         end_s = executor.run(orchestrator)
         for name, seconds in (

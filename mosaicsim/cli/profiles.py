@@ -97,6 +97,7 @@ def _row(
         "kv_capacity_tokens": profile.kv_capacity_tokens,
         "load_s": profile.load_s,
         "disk_s": profile.disk_s,
+        "unload_s": profile.unload_s,
         "wake_s": profile.wake_s,
         "reasoning": profile.reasoning,
         "sources": profile.sources,

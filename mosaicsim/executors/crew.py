@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.link import Closing, Connect, Inbox, Link
-from mosaicsim.executors.messages import Died, Message, Quit, Unload, Unloaded
+from mosaicsim.executors.messages import (
+    Died,
+    Heartbeat,
+    Message,
+    Quit,
+    StartFailed,
+    Unload,
+    Unloaded,
+    WarmUp,
+)
 
 FAREWELL_S = 20.0
 """Seconds a worker gets to free its memory or to quit before it is killed."""
@@ -62,35 +71,51 @@ class Crew:
         if workers in self._links:
             self._links[workers].kill()
 
-    def warm(self, workers: Iterable[tuple[int, ...]], timeout_s: float) -> None:
+    def warm(
+        self,
+        workers: Iterable[tuple[int, ...]],
+        timeout_s: float,
+        first: Callable[[tuple[int, ...]], WarmUp] | None = None,
+        at_once: int = 1,
+    ) -> None:
         """Start these and wait until they are up, so that no session pays for a process's start.
 
-        Groups that overlap with them end first: what they hold may be needed. Raises MosaicsimError for one
-        that does not come up, with where its output is.
+        Groups that overlap with them end first: what they hold may be needed. With ``first``, those that were
+        not up yet also start and close an engine, ``at_once`` of them at a time. Raises MosaicsimError for
+        one that does not come up, with where its output is.
         """
         wanted = list(workers)
         self._dismiss({other for group in wanted for other in self.overlapping(group)})
-        new = {group for group in wanted if group not in self._links}
+        new = [group for group in wanted if group not in self._links]
         for group in new:
             self.link(group)
-        deadline = time.monotonic() + timeout_s
-        while new:
+        self._hear_of(new, timeout_s)
+        while first is not None and new:
+            some, new = new[:at_once], new[at_once:]
+            for group in some:
+                self.link(group).send(first(group))
+            self._hear_of(some, timeout_s)
+
+    def _hear_of(self, groups: Iterable[tuple[int, ...]], timeout_s: float) -> None:
+        """Wait for a word from each; raise MosaicsimError for one that fails, or says nothing in time."""
+        silent, deadline = set(groups), time.monotonic() + timeout_s
+        while silent:
             received = self.receive(max(0.0, deadline - time.monotonic()))
-            if received is None or (isinstance(received[1], Died) and received[0] in wanted):
-                raise MosaicsimError(self._not_up(min(new), received))
-            new.discard(received[0])
+            if received is None:
+                raise MosaicsimError(self._not_up(min(silent), "is not up"))
+            group, message = received
+            if isinstance(message, (Died, StartFailed)) and group in silent:
+                raise MosaicsimError(self._not_up(group, _failure(message)))
+            if not isinstance(message, Heartbeat):
+                silent.discard(group)
 
     def _dismiss(self, leaving: set[tuple[int, ...]]) -> None:
         for group in leaving:
             self.send(group, Quit())
         self._await(leaving, Died)
 
-    def _not_up(self, group: tuple[int, ...], received: tuple[tuple[int, ...], Message] | None) -> str:
-        """One line on the worker that died, or on ``group`` of which nothing was heard."""
-        why = "is not up"
-        if received is not None and isinstance(received[1], Died):
-            group, why = received[0], f"died ({received[1].reason})"
-        return f"worker {group[0]} {why} before its first session; its output is in {self.output(group)}"
+    def _not_up(self, group: tuple[int, ...], what: str) -> str:
+        return f"worker {group[0]} {what} before its first session; its output is in {self.output(group)}"
 
     def unload(self) -> None:
         """Have every worker free its memory, so that the next run starts from nothing."""
@@ -118,3 +143,9 @@ class Crew:
                 waiting.discard(received[0])
         for workers in waiting:
             self.kill(workers)
+
+
+def _failure(message: Died | StartFailed) -> str:
+    if isinstance(message, Died):
+        return f"died ({message.reason})"
+    return f"could not start an engine ({message.error})"

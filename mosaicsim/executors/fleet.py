@@ -152,7 +152,7 @@ class Fleet:
         config = _as_resolved(engine_config(settings, blocks), self._resolved.get(name, {}))
         host = self._host_overhead(self.section_of(name, tp), profile)
         tables = profile.latency.compile(config.max_num_seqs, config.max_num_batched_tokens, host)
-        return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s)
+        return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s, profile.unload_s)
 
     def _host_overhead(self, section: ModelSection, profile: Profile) -> HostOverhead:
         """The scenario's for the model, or for all; else what was measured; else the engine version's."""

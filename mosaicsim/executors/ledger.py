@@ -143,7 +143,7 @@ class Ledger:
 
 
 def _written(result: CallResult) -> dict[str, object]:
-    return asdict(result) | {"logprob": None if isnan(result.logprob) else result.logprob}
+    return vars(result) | {"logprob": None if isnan(result.logprob) else result.logprob}
 
 
 def _read(written: dict[str, Any]) -> CallResult:

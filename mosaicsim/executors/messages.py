@@ -108,6 +108,17 @@ class WithdrawCalls:
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """Start ``engine``, generate a token and close it; answered by Unloaded, or StartFailed with session -1.
+
+    The first engine of a process is slow: it imports and reads what later ones find in memory.
+    """
+
+    engine: EngineArguments
+    cores: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Unload:
     """Free the memory: the workers are needed by another process."""
 
@@ -117,7 +128,7 @@ class Quit:
     """End the process."""
 
 
-Command = StartSession | AddCalls | CancelCall | WithdrawCalls | Unload | Quit
+Command = StartSession | AddCalls | CancelCall | WithdrawCalls | WarmUp | Unload | Quit
 
 # worker to coordinator
 

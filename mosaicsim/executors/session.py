@@ -15,13 +15,17 @@ from mosaicsim.workload.calls import Floats
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """How one model runs on one kind of worker: the engine's settings and costs, and seconds to start it."""
+    """How one model runs on one kind of worker: the engine's settings and costs, and seconds to start it.
+
+    ``unload_s`` comes before the load where another engine has to be closed.
+    """
 
     config: EngineConfig
     tables: StepTables
     load_s: float
     disk_s: float
     wake_s: float
+    unload_s: float = 0.0
 
 
 class Session:

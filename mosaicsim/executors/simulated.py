@@ -220,7 +220,8 @@ class SimulatedExecutor:
         if spec.expert in resident:
             resident.remove(spec.expert)
             return
-        self._evict(spec.workers)
+        if self._evict(spec.workers) and not self._cluster.keep_asleep:
+            yield self.env.timeout(costs.unload_s)
         copies = sum(
             (s.spec.workers, s.spec.expert) == (spec.workers, spec.expert) for s in self._sessions.values()
         )
@@ -232,8 +233,12 @@ class SimulatedExecutor:
         if self._cluster.keep_asleep:
             self._asleep.add((spec.workers, spec.expert))
 
-    def _evict(self, workers: tuple[int, ...]) -> None:
-        """Unload idle models so that a new one fits: the oldest on a shared worker, else all that overlap."""
+    def _evict(self, workers: tuple[int, ...]) -> bool:
+        """Unload idle models so that a new one fits: the oldest on a shared worker, else all that overlap.
+
+        Returns whether there were any.
+        """
+        before = sum(map(len, self._resident.values()))
         for holders in list(self._resident):
             if holders == workers and self._cluster.slots > 1:
                 running = sum(s.spec.workers == workers for s in self._sessions.values())
@@ -241,6 +246,7 @@ class SimulatedExecutor:
                 self._resident[holders] = self._resident[holders][len(self._resident[holders]) - keep :]
             elif set(holders) & set(workers):
                 del self._resident[holders]
+        return sum(map(len, self._resident.values())) < before
 
     def _enqueue(self, session: Session, spec: SessionSpec, tau: float) -> None:
         ids = spec.call_ids.tolist()

@@ -32,6 +32,7 @@ from mosaicsim.executors.messages import (
     Submitted,
     Unload,
     Unloaded,
+    WarmUp,
     WithdrawCalls,
     Withdrawn,
 )
@@ -98,6 +99,8 @@ class Worker:
             self._cancel(command.call_id)
         elif isinstance(command, WithdrawCalls) and command.session == self._session:
             self._withdraw(command.call_ids)
+        elif isinstance(command, WarmUp):
+            self._warm_up(command)
         elif isinstance(command, Unload):
             self._unload()
             self._say(Unloaded(time.monotonic()))
@@ -115,6 +118,20 @@ class Worker:
         self._waiting.extend(command.calls)
         self._time_mark = time.monotonic()
         self._say(Ready(self._time_mark, command.session, engine.resolved))
+
+    def _warm_up(self, command: WarmUp) -> None:
+        if command.cores is not None:
+            os.sched_setaffinity(0, command.cores)
+        try:
+            engine = VllmEngine(command.engine)
+            engine.add(CallRequest(0, (1, 2), {"max_tokens": 1, "logprobs": 0}))
+            while engine.unfinished:
+                engine.step()
+            engine.close()
+        except Exception as error:  # as of a session's
+            self._say(StartFailed(time.monotonic(), -1, _first_line(error)))
+            return
+        self._say(Unloaded(time.monotonic()))
 
     def _bring(self, command: StartSession) -> VllmEngine:
         """The engine of the session's model: still loaded, woken, or loaded anew."""

@@ -195,6 +195,7 @@ class Catalog:
                 "wake_s": measured.source if measured.wake_s is not None else given,
             },
             host=measured.host,
+            unload_s=measured.unload_s if load_s is None else 0.0,
         )
 
     def _rates(self, model: str, device: str, tp: int) -> DeviceRates:

@@ -13,7 +13,8 @@ class Profile:
 
     ``kv_capacity_tokens`` is what fits beside the weights on all the ``tp`` GPUs together; ``load_s`` is a
     cold session start (weights from disk and engine start-up, the paper's l_m), of which ``disk_s`` reads the
-    disk and is stretched when several workers of a host load at once; ``wake_s`` wakes a sleeping engine.
+    disk and is stretched when several workers of a host load at once; ``wake_s`` wakes a sleeping engine, and
+    ``unload_s`` closes the one that has the worker (0 where it is a part of the load).
     ``host`` is the engine's host time a step where it was measured with the model.
     """
 
@@ -29,3 +30,4 @@ class Profile:
     reasoning: bool
     sources: dict[str, str]
     host: HostOverhead | None = None
+    unload_s: float = 0.0

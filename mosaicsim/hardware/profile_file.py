@@ -291,11 +291,11 @@ class TensorParallel(Entry):
 class Measured(Entry):
     """What a model was seen to take on a device; it replaces what rules would derive.
 
-    ``load_s`` is a session change in a living process: the engine's start, weights included, of which
-    ``disk_s`` is stretched when workers of a host load at once. The first session of a process comes
-    ``process_start_s`` later. Without ``wake_s`` the device cannot put an engine to sleep, and waking is a
-    load. ``host_*`` is host time a step, in place of an engine version's. ``engine`` holds the engine's
-    settings, as resolved by itself.
+    ``load_s`` is an engine's start in a living process, weights included, of which ``disk_s`` is stretched
+    when workers of a host load at once; where another engine has to be closed first, ``unload_s`` comes
+    before it. The first session of a process comes ``process_start_s`` later. Without ``wake_s`` the device
+    cannot put an engine to sleep, and waking is a load. ``host_*`` is host time a step, in place of an engine
+    version's. ``engine`` holds the engine's settings, as resolved by itself.
     """
 
     device: str
@@ -304,6 +304,7 @@ class Measured(Entry):
     source: Source
     load_s: PositiveFloat
     disk_s: NonNegativeFloat = 0.0
+    unload_s: NonNegativeFloat = 0.0
     process_start_s: NonNegativeFloat = 0.0
     wake_s: PositiveFloat | None = None
     kv_capacity_tokens: PositiveInt

@@ -159,11 +159,13 @@ def _measured_entry(
         "model": model,
         "tp": measured.resolved["tensor_parallel_size"],
         "load_s": round(measured.load_s, 3),
+        "unload_s": round(measured.unload_s, 3),
         "process_start_s": round(measured.process_start_s, 3),
         "kv_capacity_tokens": limits_of(measured.resolved).kv_capacity_tokens,
         "engine": {"vllm": measured.resolved["vllm"], **settings},
-        "source": f"{source}; load: an engine closed and the next one started in one process, "
-        "weights in the page cache; KV: (num_gpu_blocks - 1) x block_size, one block is vLLM's own; "
+        "source": f"{source}; load: an engine closed, and the next one started in the same process "
+        "while others generate, weights in the page cache; KV: (num_gpu_blocks - 1) x block_size, one "
+        "block is vLLM's own; "
         "host: step less the model's execute_model and sample_tokens, a line in the batch",
     }
     return entry if measured.wake_s is None else {**entry, "wake_s": round(measured.wake_s, 4)}

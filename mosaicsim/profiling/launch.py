@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from mosaicsim.errors import MosaicsimError
@@ -23,6 +23,9 @@ from mosaicsim.profiling.probe import Request
 from mosaicsim.profiling.samples import StepSample
 
 Progress = Callable[[int, int, str], None]
+
+CHANGES = 3
+"""Session changes of each process, one process at a time while the others generate."""
 
 LONGEST_SILENCE_S = 900.0
 """A large model may load for minutes; a step never takes that long."""
@@ -40,7 +43,9 @@ class Measurements:
     process_start_s: float = 0.0
     """From the process's start to its first engine, less ``load_s``: paid once a process."""
     load_s: float = 0.0
-    """A session change: the old engine closed and a new one started."""
+    """An engine's start, in a process that had one before, while the others generate."""
+    unload_s: float = 0.0
+    """Closing the engine before it."""
     wake_s: float | None = None
 
 
@@ -52,7 +57,13 @@ class _Process:
     began: float
     log: Path
     said: dict[str, Any] = field(default_factory=dict)
+    changes: list[tuple[float, float]] = field(default_factory=list)
     first_engine_s: float = 0.0
+
+    def tell(self, line: str) -> None:
+        assert self.popen.stdin is not None
+        self.popen.stdin.write(line + "\n")
+        self.popen.stdin.flush()
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,8 @@ def measure_together(
             process = _start(engine, place, budget_s, Path(folder) / f"engine{index}.log")
             processes.append(process)
             threading.Thread(target=_read, args=(index, process, lines), daemon=True).start()
-        while not all("done" in process.said for process in processes):
+
+        def hear() -> None:
             try:
                 index, line = lines.get(timeout=LONGEST_SILENCE_S)
             except queue.Empty:
@@ -88,6 +100,14 @@ def measure_together(
                     f"its log ends: {_last_words(processes[0].log)}"
                 ) from None
             _hear(processes, index, line, progress)
+
+        while not all("done" in process.said for process in processes):
+            hear()
+        for done in range(1, CHANGES + 1):
+            for process in processes:
+                process.tell("change")
+                while len(process.changes) < done:
+                    hear()
         return _together(processes)
 
 
@@ -104,10 +124,9 @@ def _start(engine: dict[str, Any], place: Place, budget_s: float, log: Path) -> 
             text=True,
             env={**os.environ, **environment},
         )
-    assert popen.stdin is not None
-    popen.stdin.write(json.dumps(asdict(request)) + "\n")
-    popen.stdin.flush()
-    return _Process(popen, began, log)
+    process = _Process(popen, began, log)
+    process.tell(json.dumps(asdict(request)))
+    return process
 
 
 @contextmanager
@@ -140,14 +159,14 @@ def _hear(processes: Sequence[_Process], index: int, line: str | None, progress:
     """Take note of one line; None is the end of a process."""
     process = processes[index]
     if line is None:
-        if "done" in process.said:
-            return
         code = process.popen.wait()
         raise MosaicsimError(
             f"profile: the engine's process ended with code {code}; its log ends: {_last_words(process.log)}"
         )
     name, value = json.loads(line)
     process.said[name] = value
+    if name == "change_s":
+        process.changes.append((value[0], value[1]))
     if name == "error":
         raise MosaicsimError(f"profile: the engine failed: {value}")
     if name == "first_load_s":
@@ -159,13 +178,15 @@ def _hear(processes: Sequence[_Process], index: int, line: str | None, progress:
 def _stage(name: str, value: Any) -> tuple[int, int, str]:
     if name == "progress":
         return value[0], value[1], "measuring"
-    following = {"import_s": "loading", "first_load_s": "loading again", "samples": "finishing"}
-    return 0, 0, following.get(name, "measuring")
+    if name == "import_s":
+        return 0, 0, "loading"
+    return 0, 0, "changing sessions" if name in ("samples", "done", "change_s") else "measuring"
 
 
 def _together(processes: Sequence[_Process]) -> Measurements:
     said = [process.said for process in processes]
-    load_s = mean(s["load_s"] for s in said)
+    changes = [change for process in processes for change in process.changes]
+    load_s = median(start for _, start in changes)
     waking = [s["wake_s"] for s in said if "wake_s" in s]
     return Measurements(
         resolved=said[0]["resolved"],
@@ -173,6 +194,7 @@ def _together(processes: Sequence[_Process]) -> Measurements:
         samples=[StepSample(*values) for s in said for values in s["samples"]],
         process_start_s=max(0.0, mean(process.first_engine_s for process in processes) - load_s),
         load_s=load_s,
+        unload_s=median(close for close, _ in changes),
         wake_s=mean(waking) if waking else None,
     )
 

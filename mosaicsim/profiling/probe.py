@@ -2,7 +2,8 @@
 
 Run as ``python -m mosaicsim.profiling.probe`` with its environment set; reads one line of JSON, a
 :class:`Request`, and writes a line of JSON for each thing that happens. It then keeps its engine busy until
-its input ends, so that another measured beside it sees the machine as it will be used.
+its input ends, so that another measured beside it sees the machine as it will be used; for each further line
+it changes its session, an engine closed and another started.
 """
 
 from __future__ import annotations
@@ -197,35 +198,45 @@ def limits_of(resolved: dict[str, Any]) -> Limits:
     )
 
 
-def measure(request: Request, say: Say, ended: Callable[[], bool]) -> None:
-    """Start the engine twice, as a first session and a session change do, and run the points."""
+def measure(request: Request, say: Say, told: Callable[[], str | None]) -> None:
+    """Start an engine as a first session does, run the points, then change sessions when told to.
+
+    ``told`` gives the parent's next line, None where there is none yet, and "" at its end.
+    """
     arguments = EngineArguments("measured", request.engine)
     with _timed(say, "import_s"):
         import vllm.v1.engine.llm_engine  # noqa: F401  # as a worker does before its first session
     with _timed(say, "first_load_s"):
-        engine = ProbedEngine(arguments)
-    with _timed(say, "load_s"):
-        engine.close()
-        engine = ProbedEngine(arguments)
-    say("resolved", engine.resolved)
-    say("shape", engine.shape)
-    bench = Bench(engine)
-    limits = bench.limits
+        bench = Bench(ProbedEngine(arguments))
+    say("resolved", bench.engine.resolved)
+    say("shape", bench.engine.shape)
     speed = bench.first_impression()
-    points = design(limits, speed, request.budget_s)
+    points = design(bench.limits, speed, request.budget_s)
     rounds = passes(points, speed, request.budget_s)
     for done in range(rounds * len(points)):
         say("progress", [done, rounds * len(points)])
         bench.run(done % len(points), points[done % len(points)])
     say("samples", [list(asdict(s).values()) for s in bench.samples])
-    if request.engine.get("enable_sleep_mode") and engine.resolved["device"] != "cpu":
-        engine.sleep()
+    if request.engine.get("enable_sleep_mode") and bench.engine.resolved["device"] != "cpu":
+        bench.engine.sleep()
         with _timed(say, "wake_s"):
-            engine.wake()
+            bench.engine.wake()
             bench.run(-1, Point(1, 1, 1))
     say("done", None)
-    while not ended():
-        bench.run(-1, Point(min(4, limits.max_num_seqs), 4, 8))
+    while (line := told()) != "":
+        if line is not None:
+            bench = _changed(bench, arguments, say)
+        bench.run(-1, Point(min(4, bench.limits.max_num_seqs), 4, 8))
+
+
+def _changed(bench: Bench, arguments: EngineArguments, say: Say) -> Bench:
+    """A session change: the old engine closed, and a new one started."""
+    began = time.perf_counter()
+    bench.engine.close()
+    closed = time.perf_counter()
+    changed = Bench(ProbedEngine(arguments))
+    say("change_s", [closed - began, time.perf_counter() - closed])
+    return changed
 
 
 @contextmanager
@@ -243,9 +254,9 @@ def _said_on(out: TextIO) -> Say:
     return say
 
 
-def _input_ended() -> bool:
-    """Whether the parent has closed our input or gone away."""
-    return bool(select.select([sys.stdin], [], [], 0)[0])
+def _told() -> str | None:
+    """The parent's next line, if it has said one; "" where it has closed our input or gone away."""
+    return sys.stdin.readline() if select.select([sys.stdin], [], [], 0)[0] else None
 
 
 def main() -> None:
@@ -258,7 +269,7 @@ def main() -> None:
     if request.core is not None:
         os.sched_setaffinity(0, {request.core})
     try:
-        measure(request, say, _input_ended)
+        measure(request, say, _told)
     except Exception as error:
         say("error", f"{type(error).__name__}: {_first_line(error)}")
         raise

@@ -6,6 +6,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
+
+KEPT_QUESTIONS = 4096
+"""Questions whose options are kept in their one spelling: each is compared with many outputs."""
 
 LONGEST_NUMBER = 40
 """Characters. A longer number is no answer, but a model that repeats itself."""
@@ -59,11 +63,18 @@ def canonical(text: str) -> str:
 def matching_options(text: str, options: Sequence[str]) -> list[int]:
     """Which options the text is: by its words, else by its value where one option alone has it."""
     words, value = canonical_text(text), as_number(text)
-    same = [i for i, option in enumerate(options) if canonical_text(option) == words]
+    spelled = _spelled(tuple(options))
+    same = [i for i, (its_words, _) in enumerate(spelled) if its_words == words]
     if same or value is None:
         return same
-    equal = [i for i, option in enumerate(options) if as_number(option) == value]
+    equal = [i for i, (_, its_value) in enumerate(spelled) if its_value == value]
     return equal if len(equal) == 1 else []
+
+
+@lru_cache(KEPT_QUESTIONS)
+def _spelled(options: tuple[str, ...]) -> tuple[tuple[str, str | None], ...]:
+    """Words and value of each option."""
+    return tuple((canonical_text(option), as_number(option)) for option in options)
 
 
 def plain(text: str) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from mosaicsim.workload.canonical import (
+    KEPT_QUESTIONS,
     as_number,
     canonical,
     canonical_text,
@@ -152,12 +154,19 @@ def _only_mentioned(text: str, question: Question) -> str | None:
     """The letter of the option whose text occurs, where one alone does ("Paris, Texas" hides "Paris")."""
     rest = canonical_text(text)
     found = []
-    for option in sorted(question.options, key=len, reverse=True):
-        pattern = rf"(?<![\w.]){re.escape(canonical_text(option))}(?!\w|\.\d)"
-        rest, times = re.subn(pattern, "\n", rest)
+    for i, pattern in _mentions(tuple(question.options)):
+        rest, times = pattern.subn("\n", rest)
         if times:
-            found.append(option)
-    return question.letters[question.options.index(found[0])] if len(found) == 1 else None
+            found.append(i)
+    return question.letters[found[0]] if len(found) == 1 else None
+
+
+@lru_cache(KEPT_QUESTIONS)
+def _mentions(options: tuple[str, ...]) -> list[tuple[int, re.Pattern[str]]]:
+    """Each option and what finds it in a text, longest first."""
+    longest_first = sorted(range(len(options)), key=lambda i: len(options[i]), reverse=True)
+    patterns = (rf"(?<![\w.]){re.escape(canonical_text(options[i]))}(?!\w|\.\d)" for i in longest_first)
+    return list(zip(longest_first, map(re.compile, patterns), strict=True))
 
 
 # open questions
