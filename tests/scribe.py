@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from math import nan
 from typing import Any
+
+import numpy as np
 
 from mosaicsim.executors.base import Executor
 from mosaicsim.executors.ledger import Ledger
@@ -72,7 +73,7 @@ def results_of(records: CallRecords) -> list[CallResult]:
             output_tokens=int(records.output_tokens[i]),
             preemptions=int(records.preemptions[i]),
             text="",
-            logprob=nan,
+            logprob=float(np.log(records.confidence[i]) * records.output_tokens[i]),
             finish_reason="cancelled" if records.cancelled[i] else "stop",
         )
         for i in range(len(records))

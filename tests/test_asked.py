@@ -48,8 +48,8 @@ def test_gates_are_fitted_to_the_calibration_trace(aggregator: bool, router: str
     assert len(calibration) == 34  # 40, less the six that are asked
     assert calibration.aggregator == ("recorded" if aggregator else "modelled")
     assert np.bincount(calibration.calls.question).tolist() == [4] * 34
-    assert np.isnan(calibration.ballots.confidences).all()  # the gate of a real run sees none either
-    assert np.isnan(calibration.calls.confidence).all()
+    assert (calibration.ballots.confidences == 0.5).all()  # as a real call brings its own
+    assert (calibration.calls.confidence == 0.5).all()
     np.testing.assert_array_equal(workload.calls.expert, make(router=router, for_gates=False).calls.expert)
 
 

@@ -112,6 +112,7 @@ def world(workload: Workload, failures: dict[int, list[Failure]]) -> SimulatedEx
         SimulatedCluster(lambda name, workers: SPEC, hosts=(0, 0, 0), failures=failures),
         np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens]),
         np.concatenate([workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER)]),
+        np.linspace(0.2, 0.9, len(workload.calls) + workload.n_questions),
         reactive=True,
     )
 
@@ -161,6 +162,7 @@ def test_a_run_goes_on_from_its_journal(scheduler: str, gate: Any, events: int, 
         ids = np.array(sorted(journalled), np.int64)
         for name in COLUMNS:
             np.testing.assert_array_equal(getattr(restored, name)[ids], getattr(log, name)[ids], name)
+        np.testing.assert_allclose(restored.confidence[ids], log.confidence[ids], rtol=1e-12)
         assert all(row.usage is not None for row in restored.sessions.values())
 
         again = orchestrated(workload, scheduler, gate, restored)

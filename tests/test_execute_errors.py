@@ -147,6 +147,17 @@ def test_a_prompt_beyond_the_context(tmp_path: Path, models: Path) -> None:
 
 
 @needs_vllm
+def test_an_argument_that_the_engine_does_not_have(tmp_path: Path, models: Path) -> None:
+    def misspelt(s: dict[str, Any], folder: Path) -> None:
+        s["execution"]["models"]["b"]["engine"] = {"max_model_length": 512}
+
+    assert complaint(tmp_path, models, misspelt) == (
+        "execution.models.b.engine: 'max_model_length' is no argument of vLLM's EngineArgs "
+        "(did you mean 'max_model_len'?)"
+    )
+
+
+@needs_vllm
 def test_an_expert_without_a_model(tmp_path: Path, models: Path) -> None:
     def fewer(s: dict[str, Any], folder: Path) -> None:
         del s["execution"]["models"]["c"]

@@ -83,6 +83,14 @@ def test_no_more_workers_are_busy_than_may_be(
     assert np.cumsum([change for _, change in sorted(edges)]).max() <= at_once
 
 
+def test_a_gate_sees_the_confidence_that_each_call_brought() -> None:
+    made, confidence = make_workload(20), np.linspace(0.1, 0.9, 60)
+    workload = replace(made, outcomes=replace(made.outcomes, confidence=confidence))
+    orchestrator, _ = run(workload, "greedy", ("always", {}))
+    np.testing.assert_array_equal(orchestrator._ballots().confidences, confidence.reshape(20, 3))
+    assert orchestrator._ballot(3).confidences == tuple(confidence[9:12])
+
+
 class Cut(Exception):
     """The run is cut short here."""
 

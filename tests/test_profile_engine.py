@@ -66,9 +66,17 @@ def test_a_real_engine_is_profiled_into_a_file_that_simulates(models: Path, tmp_
 
 
 def test_what_vllm_refuses_is_one_line(models: Path) -> None:
-    answer = profile(models / "tiny", "--engine", "max_num_seq=4")
+    answer = profile(models / "tiny", "--engine", "dtype=float99")
     assert answer.returncode == 1
     last = answer.stderr.strip().splitlines()[-1]
-    assert last.startswith("mosaicsim: profile: the engine failed: TypeError")
-    assert "max_num_seq" in last
+    assert last.startswith("mosaicsim: profile: the engine failed: ")
+    assert "float99" in last or "dtype" in last
     assert "Traceback" not in answer.stderr
+
+
+def test_an_argument_that_the_engine_does_not_have(models: Path) -> None:
+    answer = profile(models / "tiny", "--engine", "max_num_seq=4")
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines() == [
+        "mosaicsim: --engine: 'max_num_seq' is no argument of vLLM's EngineArgs (did you mean 'max_num_seqs'?)"
+    ]

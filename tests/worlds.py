@@ -135,6 +135,7 @@ def run(
     )
     if isinstance(orchestrator, Watched) and watch:
         orchestrator.watch = watch
+    known = workload.outcomes.confidence
     executor = SimulatedExecutor(
         SimulatedCluster(
             lambda name, workers: SPEC,
@@ -145,6 +146,7 @@ def run(
         ),
         np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens]),
         np.concatenate([workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER)]),
+        None if known is None else np.append(known, np.full(workload.n_questions, np.nan)),
         reactive=judge.cancels if reactive is None else reactive,
     )
     return orchestrator, executor.run(orchestrator)

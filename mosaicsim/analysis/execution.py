@@ -41,6 +41,7 @@ from mosaicsim.executors.machine import Machine, free_memory_bytes, local
 from mosaicsim.executors.messages import CallResult, EngineArguments, WarmUp
 from mosaicsim.executors.ray_cluster import RayCluster, require_ray
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
+from mosaicsim.installation import unknown_engine_argument
 from mosaicsim.policies import Policy, PolicyKind
 from mosaicsim.report.outputs import OutputParts
 from mosaicsim.runtime.events import SessionSpec
@@ -94,6 +95,7 @@ class Executed:
         self.machine = Machine.here()
         self.device = self._device()
         self._require_machine()
+        self._require_engine_arguments()
         self.questions = read_questions(self.section.questions)
         if self.questions.grading_note:
             self.notes.append(self.questions.grading_note)
@@ -235,6 +237,14 @@ class Executed:
             require_ray(self.section, self.device, self.fleet.cluster, self.machine)
         if cluster.session_change == "sleep" and self.device == "cpu":
             self.notes.append("cluster.session_change: sleep does nothing on CPU; engines are started anew")
+
+    def _require_engine_arguments(self) -> None:
+        models = self.section.models.items()
+        own = {f"execution.models.{name}.engine": model.engine for name, model in models}
+        for where, given in {"execution.engine": self.section.engine, **own}.items():
+            unknown = unknown_engine_argument(given)
+            if unknown is not None:
+                raise ScenarioError(f"{where}: {unknown}")
 
     def _require_memory(self, at_once: int) -> None:
         """On a CPU the KV cache is ordinary memory: as many as may be busy at once have to fit."""
@@ -410,7 +420,7 @@ class RealReplicate(Replicate):
             "text": result.text,
             "answer": reply.answer,
             "correct": None if asked.gold is None else reply.answer == asked.gold,
-            "confidence": reply.confidence,
+            "confidence": result.confidence,
             "error": result.error or None,
         }
 

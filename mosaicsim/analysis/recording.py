@@ -230,7 +230,7 @@ class _Block:
             "output_tokens": tokens,
             "visible_tokens": self.dialogue.visible_tokens(call) if proposer else tokens,
             "answer": reply.answer,
-            "confidence": _known(reply.confidence),
+            "confidence": _known(reply.result.confidence),
             "correct": None if question.gold is None else reply.answer == question.gold,
             "finish_reason": reply.result.finish_reason,
             "slot": None,

@@ -52,7 +52,7 @@ from mosaicsim.schedulers.registry import create
 from mosaicsim.streams import Streams
 from mosaicsim.workload.ballots import GateCalibration
 from mosaicsim.workload.build import build_workload
-from mosaicsim.workload.calls import NO_ANSWER, Bools, Ints, Workload
+from mosaicsim.workload.calls import NO_ANSWER, Bools, Floats, Ints, Workload
 from mosaicsim.workload.cost_error import with_cost_error
 from mosaicsim.workload.trace import Trace, read_trace
 
@@ -184,6 +184,7 @@ class Replicate:
             self._engines.simulated(self._streams),
             np.concatenate([self.workload.outcomes.output_tokens, self.workload.aggregator.output_tokens]),
             np.concatenate([self.workload.outcomes.answer, np.full(self.workload.n_questions, NO_ANSWER)]),
+            self._confidences(),
             reactive=judge.cancels or plan.course is not None,
             cache=self._sessions,
         )
@@ -192,6 +193,10 @@ class Replicate:
         return self.describe(
             orchestrator, scheduler, gate, makespan, self.workload, self.workload.aggregator.correct, bound
         )
+
+    def _confidences(self) -> Floats | None:
+        known = self.workload.outcomes.confidence
+        return None if known is None else np.append(known, np.full(self.workload.n_questions, np.nan))
 
     def plan(self, scheduler: Policy, where: str = "", gate: Policy | None = None) -> Plan:
         """The scheduler's plan for the whole run. Raises InfeasibleError that starts with ``where``."""

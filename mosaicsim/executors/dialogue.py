@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -56,12 +55,6 @@ class Reply:
     result: CallResult
     visible: str
     answer: str | None
-
-    @property
-    def confidence(self) -> float:
-        """exp of the tokens' mean log-probability, in (0, 1]; NaN where there is none."""
-        tokens = self.result.output_tokens
-        return math.exp(self.result.logprob / tokens) if tokens else math.nan
 
 
 class Dialogue:

@@ -5,6 +5,7 @@ Seconds are those of the worker's monotonic clock, which all processes of one ho
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,11 @@ class CallResult:
     logprob: float
     finish_reason: str
     error: str = ""
+
+    @property
+    def confidence(self) -> float:
+        """exp of the tokens' mean log-probability, in (0, 1]; NaN where there is none."""
+        return math.exp(self.logprob / self.output_tokens) if self.output_tokens else math.nan
 
     @property
     def finished(self) -> bool:

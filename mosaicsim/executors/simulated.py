@@ -78,11 +78,13 @@ class SimulatedExecutor:
         cluster: SimulatedCluster,
         output_tokens: Ints,
         answers: Ints | None = None,
+        confidences: Floats | None = None,
         *,
         reactive: bool = False,
         cache: SessionCache | None = None,
     ) -> None:
-        """``output_tokens[call_id]`` is the length each call turns out to have, ``answers`` its answer code.
+        """``output_tokens[call_id]`` is the length each call turns out to have, ``answers`` its answer code,
+        ``confidences`` its confidence.
 
         ``reactive`` is needed to cancel or add calls while a session runs. ``cache`` remembers undisturbed
         sessions from one run to the next; it must only ever see the same ``output_tokens``.
@@ -91,6 +93,8 @@ class SimulatedExecutor:
         self._cluster = cluster
         self._lengths = output_tokens
         self._answers = np.full(len(output_tokens), NO_ANSWER, np.int64) if answers is None else answers
+        unknown = np.full(len(output_tokens), np.nan)
+        self._confidences = unknown if confidences is None else confidences
         self._reactive = reactive
         self._stepping = reactive or cluster.slots > 1
         self._cache = None if self._stepping or cluster.failures else cache
@@ -335,6 +339,7 @@ class SimulatedExecutor:
             cancelled=cancelled,
             failed=np.zeros(len(rows), np.bool_),
             answer=np.where(cancelled, NO_ANSWER, self._answers[ids]),
+            confidence=np.where(cancelled, np.nan, self._confidences[ids]),
         )
 
     def _usage(self, session: Session, *, lost: bool = False) -> SessionUsage:

@@ -462,6 +462,7 @@ def records_of(results: Sequence[CallResult], answers: Ints) -> CallRecords:
         cancelled=np.array([r.cancelled for r in results], np.bool_),
         failed=np.array([r.failed for r in results], np.bool_),
         answer=answers,
+        confidence=np.array([r.confidence for r in results], np.float64),
     )
 
 

@@ -13,7 +13,7 @@ import yaml
 from mosaicsim.errors import ProfileError
 from mosaicsim.executors.machine import Machine, free_memory_bytes
 from mosaicsim.hardware.catalog import load_catalog
-from mosaicsim.installation import package_versions, vllm_missing
+from mosaicsim.installation import package_versions, unknown_engine_argument, vllm_missing
 from mosaicsim.profiling.launch import Place
 
 BUDGET_S, QUICK_BUDGET_S = 120.0, 15.0
@@ -65,6 +65,9 @@ def checked_request(
     missing = vllm_missing(package_versions())
     if missing is not None:
         raise ProfileError(f"profile: {missing}")
+    unknown = unknown_engine_argument(asked)
+    if unknown is not None:
+        raise ProfileError(f"--engine: {unknown}")
     known = load_catalog().devices
     return ProfileRequest(
         model=name,

@@ -36,7 +36,8 @@ class CallRecords:
 
     ``output_tokens`` is what was generated, less than the full answer when ``cancelled``; a call that was
     never admitted has ``start_s`` and ``first_token_s`` of -1. ``answer`` holds answer codes of the workload,
-    NO_ANSWER where there is none. A ``failed`` call is given up: the engine refused it, or died of it.
+    NO_ANSWER where there is none, ``confidence`` NaN where it is not known. A ``failed`` call is given up:
+    the engine refused it, or died of it.
     """
 
     call_ids: Ints
@@ -48,6 +49,7 @@ class CallRecords:
     cancelled: Bools
     failed: Bools
     answer: Ints
+    confidence: Floats
 
     def __len__(self) -> int:
         return len(self.call_ids)

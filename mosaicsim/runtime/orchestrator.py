@@ -28,7 +28,7 @@ from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import FAILED, FINISHED, PENDING, RunLog, SessionRow
 from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, Scheduler, WorkerView, check_plan
 from mosaicsim.workload.ballots import Ballot, Ballots
-from mosaicsim.workload.calls import Floats, Ints, Workload
+from mosaicsim.workload.calls import Ints, Workload
 
 AGGREGATOR = "aggregator"
 """The aggregator's name where an expert's name stands."""
@@ -209,7 +209,7 @@ class Orchestrator:
         return Ballot(
             answers=tuple(self.log.answer[calls[ended]].tolist()),
             experts=tuple(experts[ended].tolist()),
-            confidences=tuple(self._confidences(calls[ended]).tolist()),
+            confidences=tuple(self.log.confidence[calls[ended]].tolist()),
             pending=tuple(experts[status == PENDING].tolist()),
             category=self._workload.categories[question],
         )
@@ -220,16 +220,9 @@ class Orchestrator:
         return Ballots(
             self.log.answer[calls],
             workload.calls.expert[calls],
-            self._confidences(calls),
+            self.log.confidence[calls],
             workload.categories,
         )
-
-    def _confidences(self, calls: Ints) -> Floats:
-        """Confidence of calls that finished, NaN where it is unknown."""
-        known = self._workload.outcomes.confidence
-        if known is None:
-            return np.full(calls.shape, np.nan)
-        return np.where(self.log.status[calls] == FINISHED, known[calls], np.nan)
 
     def _dispatch_aggregator(self, now: float) -> None:
         """Deal the questions left to aggregator instances; finish when none is left."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import nan
 
 import numpy as np
 
@@ -40,7 +39,7 @@ class Questions:
         waiting = [call for call in held.tolist() if log.status[call] == PENDING]
         self.held: dict[int, int] = {call: rank for rank, call in enumerate(waiting)}
         self._expert = workload.calls.expert
-        self._categories, self._known = workload.categories, workload.outcomes.confidence
+        self._categories = workload.categories
         self._gate, self._log = gate, log
         self._settled = [False] * workload.n_questions
         self.unsettled = workload.n_questions
@@ -124,22 +123,15 @@ class Questions:
 
     def _ballot(self, question: int, *, whole: bool = False) -> Ballot:
         """A question as it stands; as a ``whole``, a call that was cancelled gave no answer."""
-        calls = range(question * self.k, (question + 1) * self.k)
-        own = slice(calls.start, calls.stop)
+        own = slice(question * self.k, (question + 1) * self.k)
         status, experts = self._log.status[own].tolist(), self._expert[own].tolist()
         counted = [whole or s in (FINISHED, FAILED) for s in status]
         return Ballot(
             answers=tuple(a for a, c in zip(self._log.answer[own].tolist(), counted, strict=True) if c),
             experts=tuple(m for m, c in zip(experts, counted, strict=True) if c),
             confidences=tuple(
-                self._confidence(call, s) for call, s, c in zip(calls, status, counted, strict=True) if c
+                x for x, c in zip(self._log.confidence[own].tolist(), counted, strict=True) if c
             ),
             pending=tuple(m for m, s in zip(experts, status, strict=True) if s == PENDING),
             category=self._categories[question],
         )
-
-    def _confidence(self, call: int, status: int) -> float:
-        """Confidence of a call that finished, NaN where it is unknown."""
-        if self._known is None or status != FINISHED:
-            return nan
-        return float(self._known[call])

@@ -45,6 +45,7 @@ class RunLog:
         self.preemptions = np.zeros(self.n_calls, np.int64)
         self.session = np.full(self.n_calls, -1, np.int64)
         self.answer = np.full(self.n_calls, NO_ANSWER, np.int64)
+        self.confidence = np.full(self.n_calls, np.nan)
         self.status = np.full(self.n_calls, PENDING, np.int8)
 
     @property
@@ -70,6 +71,7 @@ class RunLog:
         self.preemptions[ids] = records.preemptions
         self.session[ids] = session
         self.answer[ids] = records.answer
+        self.confidence[ids] = records.confidence
         self.status[ids] = np.where(records.failed, FAILED, np.where(records.cancelled, CANCELLED, FINISHED))
 
     def cancel_unstarted(self, call_id: int, at_s: float) -> None:

@@ -72,16 +72,12 @@ def ask(
 def _for_gates(
     profiled: Block, held_out: Ints, k: int, drawn: Ints, router: Router[Any], rng_streams: RngStreams
 ) -> GateCalibration:
-    """The calibration questions for gates; an aggregator that has no rows there is modelled, and labelled so.
-
-    Their confidences are left out: those of a real run's calls do not reach its gate.
-    """
+    """The calibration questions for gates; an aggregator without rows there is modelled, and labelled so."""
     routing = routing_input(profiled, held_out, k, profiled, profiled.of_questions(held_out))
     source: Literal["recorded", "modelled"] = (
         "modelled" if profiled.aggregator(held_out) is None else "recorded"
     )
-    calibration = route_calibration(profiled, held_out, routing, drawn, router, source, rng_streams)
-    return calibration.without_confidences()
+    return route_calibration(profiled, held_out, routing, drawn, router, source, rng_streams)
 
 
 def unanswered(

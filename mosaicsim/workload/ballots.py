@@ -106,15 +106,6 @@ class GateCalibration:
     def __len__(self) -> int:
         return len(self.ballots)
 
-    def without_confidences(self) -> GateCalibration:
-        """The same, every confidence unknown."""
-        ballots, calls = self.ballots, self.calls
-        return replace(
-            self,
-            ballots=replace(ballots, confidences=np.full(ballots.confidences.shape, np.nan)),
-            calls=replace(calls, confidence=np.full(calls.confidence.shape, np.nan)),
-        )
-
     def take(self, rows: Ints) -> GateCalibration:
         """Some of the questions, with their calls."""
         place = np.full(len(self), -1, np.int64)
