@@ -28,10 +28,6 @@ CPU_ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # without it the first request with logprobs compiles for 20 s
     "TORCHDYNAMO_DISABLE": "1",
-    # glibc keeps what an engine frees for the next one: fresh pages are slow, above all in a virtual machine
-    # whose host backs them when they are first touched
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**62),
 }
 """Of an engine process on a CPU core, in addition."""
 
