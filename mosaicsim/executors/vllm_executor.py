@@ -51,8 +51,8 @@ from mosaicsim.runtime.events import (
 )
 from mosaicsim.workload.calls import Floats, Ints
 
-TICK_S = 0.25
-"""How often overdue workers and restarts are looked for."""
+TICK_S = 1.0
+"""How often overdue workers are looked for where nothing else happens."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,15 @@ class VllmExecutor:
         self._origin = time.monotonic() - self._begin_s
         handler.begin(self)
         while not handler.finished:
-            received = self._own.popleft() if self._own else self._crew.receive(TICK_S)
+            received = self._own.popleft() if self._own else self._crew.receive(self._idle_s())
             if received is not None:
                 self._take(*received)
             self._look_around()
         return self._last_s
+
+    def _idle_s(self) -> float:
+        """How long to wait for a word: a worker may be due to be back."""
+        return max(0.0, min([TICK_S, *(due - time.monotonic() for due in self._back_at.values())]))
 
     # commands
 
