@@ -211,3 +211,9 @@ class VllmEngine:
 def _seen(timestamp: float) -> float:
     """vLLM's 0.0 for a moment that did not come is our -1."""
     return timestamp if timestamp > 0 else -1.0
+
+
+def in_one_line(error: BaseException) -> str:
+    """What vLLM raised, its kind and words; a validation error says what is wrong below its first line."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:300] or 'no message'}"

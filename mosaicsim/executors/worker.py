@@ -36,7 +36,7 @@ from mosaicsim.executors.messages import (
     WithdrawCalls,
     Withdrawn,
 )
-from mosaicsim.executors.vllm_engine import Step, VllmEngine
+from mosaicsim.executors.vllm_engine import Step, VllmEngine, in_one_line
 
 HEARTBEAT_S = 2.0
 """Between words of a worker that has nothing else to say; each costs the coordinator some CPU time."""
@@ -113,7 +113,7 @@ class Worker:
         try:
             engine = self._bring(command)
         except Exception as error:  # whatever vLLM raises is the coordinator's to judge
-            self._say(StartFailed(time.monotonic(), command.session, _first_line(error)))
+            self._say(StartFailed(time.monotonic(), command.session, in_one_line(error)))
             return
         self._waiting.extend(command.calls)
         self._time_mark = time.monotonic()
@@ -129,7 +129,7 @@ class Worker:
                 engine.step()
             engine.close()
         except Exception as error:  # as of a session's
-            self._say(StartFailed(time.monotonic(), -1, _first_line(error)))
+            self._say(StartFailed(time.monotonic(), -1, in_one_line(error)))
             return
         self._say(Unloaded(time.monotonic()))
 
@@ -211,7 +211,7 @@ class Worker:
                 engine.add(call)
             except Exception as error:  # ValueError, vLLM's own kinds: about this call alone
                 self._solo_running = False
-                rejected.append(_never_ran(call.call_id, "error", _first_line(error)))
+                rejected.append(_never_ran(call.call_id, "error", in_one_line(error)))
         if fed:
             self._say(Submitted(time.monotonic(), self._session, tuple(fed)))
         return rejected
@@ -244,8 +244,3 @@ class Worker:
 def _never_ran(call_id: int, reason: str, error: str = "") -> CallResult:
     now = time.monotonic()
     return CallResult(call_id, -1.0, -1.0, now, 0, 0, "", math.nan, reason, error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()[:300] if lines else ''}"

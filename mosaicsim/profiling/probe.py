@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from mosaicsim.executors.messages import CallRequest, EngineArguments
-from mosaicsim.executors.vllm_engine import VllmEngine
+from mosaicsim.executors.vllm_engine import VllmEngine, in_one_line
 from mosaicsim.profiling.design import Limits, Point, Speed, design, passes
 from mosaicsim.profiling.samples import StepSample
 
@@ -271,13 +271,8 @@ def main() -> None:
     try:
         measure(request, say, _told)
     except Exception as error:
-        say("error", f"{type(error).__name__}: {_first_line(error)}")
+        say("error", in_one_line(error))
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else "no message"
 
 
 if __name__ == "__main__":
