@@ -17,7 +17,7 @@ from mosaicsim import __version__
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.clock import ClockOffset
 from mosaicsim.executors.link import Inbox
-from mosaicsim.executors.messages import Command, Died, StartSession
+from mosaicsim.executors.messages import Command, Died, StartSession, WarmUp
 from mosaicsim.executors.ray_actor import Arrival
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class RayLink:
 
         with suppress(ray.exceptions.RayError):
             while (command := self._commands.get()) is not None:
-                if isinstance(command, StartSession) and command.cores is None:
+                if isinstance(command, (StartSession, WarmUp)) and command.cores is None:
                     command = replace(command, cores=self._cores)
                 ray.get(self.actor.obey.remote(command))
 
