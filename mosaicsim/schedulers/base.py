@@ -29,7 +29,7 @@ class SessionCost:
     ``counts`` (ascending, starting at 1) and ``generate_s`` are the offline profiling sweep: seconds to
     generate for that many calibration calls in one session, load excluded. ``mean_output_tokens`` and
     ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before
-    they answer.
+    they answer. ``sequences`` is the most the engine runs at once.
     """
 
     load_s: float
@@ -38,6 +38,7 @@ class SessionCost:
     mean_output_tokens: float
     max_output_tokens: float
     reasoning: bool
+    sequences: int = 256
 
     def predict_s(self, n_calls: float) -> float:
         """Seconds to generate ``n_calls``: interpolated in the sweep, extended by its last slope."""
@@ -220,8 +221,8 @@ class Seat:
 class Load:
     """Calls of one session, under way or planned, of which an idle worker may take some over.
 
-    ``calls`` have not ended; ``end_s`` is the predicted time until its worker has done all it was given.
-    ``cost`` is the session's where it is, ``cost_here`` on the idle worker, where loading takes
+    ``calls`` have not ended, ``movable`` of them may be free to go; ``end_s`` is the predicted time until its
+    worker has done all it was given. ``cost`` is the session's where it is, ``cost_here`` on the idle worker, where loading takes
     ``load_here_s`` (0: the model is there). ``running``: started calls stay where they are.
     """
 
@@ -233,6 +234,7 @@ class Load:
     cost_here: SessionCost
     load_here_s: float
     running: bool
+    movable: int
 
 
 @dataclass(frozen=True)
