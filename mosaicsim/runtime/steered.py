@@ -222,7 +222,7 @@ class SteeredRun:
         for call in calls:
             del job.kept[call]
         if free > 0 and not calls and (giver := self._giver(job, now)) is not None:
-            calls = list(giver.kept or giver.calls)[:1]
+            calls = list(giver.kept)[:1]
             self._forget(giver, calls[0])
             job.calls[calls[0]], self._job_of[calls[0]] = None, job
             job.taken += 1
@@ -230,14 +230,8 @@ class SteeredRun:
             self._executor.add_calls(self._spec(job, calls))
 
     def _giver(self, job: Job, now: float) -> Job | None:
-        """The session of the expert with calls to spare whose worker will be busy longest, and longer."""
-        able = [
-            other
-            for worker in sorted(self._alive - {job.workers[0]})
-            for other in self._jobs(worker)
-            if (other.expert, other.phase) == (job.expert, job.phase)
-            and (other.kept or (other.number is None and other.calls))
-        ]
+        """The session of the expert that keeps calls and whose worker will be busy longest, and longer."""
+        able = [other for other in self._running.values() if other.expert == job.expert and other.kept]
         if not able:
             return None
         busy_s = [self._backlog(other.workers[0], now) for other in able]

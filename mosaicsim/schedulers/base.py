@@ -222,8 +222,9 @@ class Load:
     """Calls of one session, under way or planned, of which an idle worker may take some over.
 
     ``calls`` have not ended, ``movable`` of them may be free to go; ``end_s`` is the predicted time until its
-    worker has done all it was given. ``cost`` is the session's where it is, ``cost_here`` on the idle worker, where loading takes
-    ``load_here_s`` (0: the model is there). ``running``: started calls stay where they are.
+    worker has done all it was given. ``cost`` is the session's where it is, ``cost_here`` on the idle worker,
+    where loading takes ``load_here_s`` (0: the model is there). ``running``: started calls stay where they
+    are.
     """
 
     worker: int
