@@ -232,7 +232,7 @@ class SteeredRun:
     def _giver(self, job: Job, now: float) -> Job | None:
         """The session of the expert that keeps calls and whose worker will be busy longest, and longer."""
         able = [other for other in self._running.values() if other.expert == job.expert and other.kept]
-        if not able:
+        if not able or not self._course.exchange:
             return None
         busy_s = [self._backlog(other.workers[0], now) for other in able]
         latest = max(range(len(able)), key=busy_s.__getitem__)

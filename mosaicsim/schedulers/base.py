@@ -169,7 +169,8 @@ class Course:
     ``held`` calls start only when their question is still undecided once its other calls have ended, one at a
     time, or when a session of their expert has fewer than ``fill`` calls left. The aggregator runs as
     ``instances`` says, its calls once their question needs them (``overlap``) or after the expert stage.
-    ``reserved`` workers take over no calls of others while aggregator calls may still come.
+    ``reserved`` workers take over no calls of others while aggregator calls may still come. With
+    ``exchange``, a session with a sequence free takes the next call of another session of its expert.
     """
 
     held: Ints
@@ -177,6 +178,7 @@ class Course:
     overlap: bool
     instances: Instances
     reserved: tuple[int, ...] = ()
+    exchange: bool = False
 
 
 class SchedulerOptions(StrictModel):

@@ -135,7 +135,14 @@ class WorkStealing:
                     placement.expert_stage_s,
                     placement.plan.info
                     | {"reserved": len(placement.reserved), "fill": fill, "hold": held.how},
-                    Course(held.calls, fill, self.options.overlap, placement.instances, placement.reserved),
+                    Course(
+                        held.calls,
+                        fill,
+                        self.options.overlap,
+                        placement.instances,
+                        placement.reserved,
+                        self.options.steal,
+                    ),
                 ),
                 held,
                 placement.instances,
