@@ -44,11 +44,15 @@ def same_answers(result: Result) -> bool:
 
 def stages(task: str, replicates: int) -> dict[str, Any]:
     """The expert stage without a gate."""
-    overrides = [f"replicates={replicates}", "gates=[always]", f"schedulers=[ilp, tail_ilp, {STEALING}]"]
+    overrides = [
+        f"replicates={replicates}",
+        "gates=[always]",
+        f"schedulers=[ilp, tail_ilp, {STEALING}, oracle]",
+    ]
     result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", overrides))
     bound = mean(result, "ilp", ALWAYS, "lower_bound_s")
     rows: dict[str, Any] = {"task": task, "replicates": replicates, "bound_s": bound}
-    for name in ("ilp", "tail_ilp", "stealing"):
+    for name in ("ilp", "tail_ilp", "stealing", "oracle"):
         stage = rows[f"{name}_stage_s"] = mean(result, name, ALWAYS, "expert_stage_s")
         rows[f"{name}_over_bound"] = stage / bound
         rows[f"{name}_over_ilp"] = rows["ilp_stage_s"] / stage
@@ -133,7 +137,7 @@ def stage_row(r: dict[str, Any]) -> list[str]:
     policies = ("ilp", "tail_ilp", "stealing")
     return [
         r["task"],
-        *(f"{r[f'{name}_stage_s']:,.0f}" for name in policies),
+        *(f"{r[f'{name}_stage_s']:,.0f}" for name in (*policies, "oracle")),
         f"{r['bound_s']:,.0f}",
         *(f"{r[f'{name}_over_ilp']:.2f}x" for name in policies[1:]),
         *(f"{r[f'{name}_over_bound']:.2f}x" for name in policies),
@@ -162,7 +166,7 @@ def error_row(r: dict[str, Any]) -> list[str]:
 
 def show(stage: list[dict[str, Any]], whole: list[dict[str, Any]], errors: list[dict[str, Any]]) -> None:
     table(
-        "task, ilp s, tail_ilp s, stealing s, bound s, tail_ilp over ilp, stealing over ilp, "
+        "task, ilp s, tail_ilp s, stealing s, oracle s, bound s, tail_ilp over ilp, stealing over ilp, "
         "ilp to bound, tail_ilp to bound, stealing to bound, "
         "ilp forecast, tail_ilp forecast, stealing forecast",
         [stage_row(r) for r in stage],
