@@ -1,7 +1,7 @@
 """Print what this project's policies gain over the paper's: the tables of docs/schedulers.md.
 
-    python plots/beyond_paper.py [--json] [--tasks gpqa,mmlu_pro] [--replicates 5] [--cost-errors 1.5,2]
-    python plots/beyond_paper.py --plot docs/images/cost_error.png
+    python plots/beyond_paper.py [--json] [--tasks gpqa,mmlu_pro] [--replicates 5] [--stage]
+    python plots/beyond_paper.py --cost-errors 1.5,2 --plot docs/images/cost_error.png
 
 The paper is MOSAIC, arXiv 2606.03014: ``ilp``, a barrier, and its aggregator at TP=4. Accuracy and skips are
 compared run by run with the paper's gate; by question in ``tests/test_steered.py``. All is simulated.
@@ -23,6 +23,7 @@ from mosaicsim.scenario import load_scenario
 SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
 TASKS = ("mmlu_pro", "medmcqa", "gpqa")
 ALWAYS, TAU_1 = "always", "plurality(tau=1)"
+STEALING = "{work_stealing: {start: {tail_ilp: {scenes: 0}}, overlap: false, label: stealing, scenes: 2}}"
 TAU_TWO_THIRDS, CANCEL = "plurality(tau=0.667)", "plurality(tau=0.667, cancel)"
 
 
@@ -41,23 +42,28 @@ def same_answers(result: Result) -> bool:
     return all(a.metrics[f] == b.metrics[f] for a, b in pairs for f in figures)
 
 
-def figures(task: str, replicates: int) -> dict[str, Any]:
-    result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", [f"replicates={replicates}"]))
-    ilp_stage = mean(result, "ilp", ALWAYS, "expert_stage_s")
+def stages(task: str, replicates: int) -> dict[str, Any]:
+    """The expert stage without a gate."""
+    overrides = [
+        f"replicates={replicates}",
+        "gates=[always]",
+        f"schedulers=[ilp, tail_ilp, {STEALING}, oracle]",
+    ]
+    result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", overrides))
     bound = mean(result, "ilp", ALWAYS, "lower_bound_s")
-    rows: dict[str, Any] = {
-        "task": task,
-        "replicates": replicates,
-        "ilp_stage_s": ilp_stage,
-        "bound_s": bound,
-    }
-    for name in ("tail_ilp", "stealing"):
-        stage = mean(result, name, ALWAYS, "expert_stage_s")
-        rows[f"{name}_stage_s"] = stage
-        rows[f"{name}_over_ilp"] = ilp_stage / stage
+    rows: dict[str, Any] = {"task": task, "replicates": replicates, "bound_s": bound}
+    for name in ("ilp", "tail_ilp", "stealing", "oracle"):
+        stage = rows[f"{name}_stage_s"] = mean(result, name, ALWAYS, "expert_stage_s")
         rows[f"{name}_over_bound"] = stage / bound
-    for name in ("ilp", "tail_ilp"):
+        rows[f"{name}_over_ilp"] = rows["ilp_stage_s"] / stage
         rows[f"{name}_prediction_error"] = mean(result, name, ALWAYS, "prediction_error")
+    return rows
+
+
+def figures(task: str, replicates: int) -> dict[str, Any]:
+    """From the first call to the last answer."""
+    result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", [f"replicates={replicates}"]))
+    rows: dict[str, Any] = {"task": task, "replicates": replicates}
     mosaic = mean(result, "ilp", TAU_TWO_THIRDS, "makespan_s")
     ours = mean(result, "steered", CANCEL, "makespan_s")
     rows |= {
@@ -81,10 +87,7 @@ def degradation(task: str, replicates: int, factors: list[float]) -> list[dict[s
     base: dict[str, float] = {}
     for factor in (1.0, *factors):
         overrides = [f"replicates={replicates}", f"workload.cost_error={factor}", "gates=[always]"]
-        overrides.append(
-            "schedulers=[ilp, {greedy: {label: greedy}}, tail_ilp, "
-            "{work_stealing: {start: {tail_ilp: {scenes: 0}}, overlap: false, label: stealing}}]"
-        )
+        overrides.append(f"schedulers=[ilp, {{greedy: {{label: greedy}}}}, tail_ilp, {STEALING}]")
         result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", overrides))
         for name in ("ilp", "greedy", "tail_ilp", "stealing"):
             stage = mean(result, name, ALWAYS, "expert_stage_s")
@@ -108,56 +111,71 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 3.2), squeeze=False, sharey=True)
     for ax, task in zip(axes[0], tasks, strict=True):
         for name in dict.fromkeys(row["policy"] for row in rows):
             own = [row for row in rows if row["task"] == task and row["policy"] == name]
-            ax.plot([r["factor"] for r in own], [r["stage_s"] for r in own], marker="o", label=name)
+            ax.plot([r["factor"] for r in own], [100 * r["loss"] for r in own], marker="o", label=name)
+        ax.axhline(10, color="grey", linewidth=0.8, linestyle="--")
         ax.set_title(task)
-        ax.set_xlabel("costs off by a factor")
-        ax.set_ylabel("expert stage, s")
+        ax.set_xlabel("lengths told wrong by a factor")
+    axes[0][0].set_ylabel("expert stage longer by, %")
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def show(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> None:
+def table(head: str, rows: list[list[str]]) -> None:
+    """A Markdown table, if there are rows."""
     if rows:
-        print("| task | ilp stage, s | tail_ilp | stealing | over ilp | over the bound | prediction error |")
-        print("|---|---|---|---|---|---|---|")
-    for r in rows:
-        cells = [
-            r["task"],
-            *(f"{r[f'{name}_stage_s']:,.0f}" for name in ("ilp", "tail_ilp", "stealing")),
-            f"{r['tail_ilp_over_ilp']:.2f}x, {r['stealing_over_ilp']:.2f}x",
-            f"{r['tail_ilp_over_bound']:.2f}x, {r['stealing_over_bound']:.2f}x",
-            f"ilp {r['ilp_prediction_error']:+.1%}, tail_ilp {r['tail_ilp_prediction_error']:+.1%}",
-        ]
-        print(f"| {' | '.join(cells)} |")
-    if rows:
-        print()
-        print("| task | MOSAIC at 2/3, s | ours | gain | expert stage | same answers | tau = 1 | no gate |")
-        print("|---|---|---|---|---|---|---|---|")
-    for r in rows:
-        cells = [
-            r["task"],
-            f"{r['mosaic_two_thirds_s']:,.0f}",
-            f"{r['ours_two_thirds_s']:,.0f}",
-            f"{r['two_thirds']:.2f}x",
-            f"{r['stage_two_thirds']:.2f}x",
-            "yes" if r["same_answers"] else "NO",
-            *(
-                f"{r[f'mosaic_{key}_s']:,.0f} to {r[f'ours_{key}_s']:,.0f}: {r[key]:.2f}x"
-                for key in ("tau_1", "always")
-            ),
-        ]
-        print(f"| {' | '.join(cells)} |")
-    if errors:
-        print("| task | costs off by | policy | expert stage, s | lost |")
-        print("|---|---|---|---|---|")
-    for r in errors:
-        cells = [r["task"], f"{r['factor']:g}x", r["policy"], f"{r['stage_s']:,.0f}", f"{r['loss']:+.1%}"]
-        print(f"| {' | '.join(cells)} |")
+        columns = head.split(", ")
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        print("".join(f"| {' | '.join(row)} |\n" for row in rows))
+
+
+def stage_row(r: dict[str, Any]) -> list[str]:
+    policies = ("ilp", "tail_ilp", "stealing")
+    return [
+        r["task"],
+        *(f"{r[f'{name}_stage_s']:,.0f}" for name in (*policies, "oracle")),
+        f"{r['bound_s']:,.0f}",
+        *(f"{r[f'{name}_over_ilp']:.2f}x" for name in policies[1:]),
+        *(f"{r[f'{name}_over_bound']:.2f}x" for name in policies),
+        *(f"{r[f'{name}_prediction_error']:+.1%}" for name in policies),
+    ]
+
+
+def run_row(r: dict[str, Any]) -> list[str]:
+    return [
+        r["task"],
+        f"{r['mosaic_two_thirds_s']:,.0f}",
+        f"{r['ours_two_thirds_s']:,.0f}",
+        f"{r['two_thirds']:.2f}x",
+        f"{r['stage_two_thirds']:.2f}x",
+        "yes" if r["same_answers"] else "NO",
+        *(
+            f"{r[f'mosaic_{key}_s']:,.0f} to {r[f'ours_{key}_s']:,.0f}: {r[key]:.2f}x"
+            for key in ("tau_1", "always")
+        ),
+    ]
+
+
+def error_row(r: dict[str, Any]) -> list[str]:
+    return [r["task"], f"{r['factor']:g}x", r["policy"], f"{r['stage_s']:,.0f}", f"{r['loss']:+.1%}"]
+
+
+def show(stage: list[dict[str, Any]], whole: list[dict[str, Any]], errors: list[dict[str, Any]]) -> None:
+    table(
+        "task, ilp s, tail_ilp s, stealing s, oracle s, bound s, tail_ilp over ilp, stealing over ilp, "
+        "ilp to bound, tail_ilp to bound, stealing to bound, "
+        "ilp forecast, tail_ilp forecast, stealing forecast",
+        [stage_row(r) for r in stage],
+    )
+    table(
+        "task, MOSAIC at 2/3 s, ours s, gain, expert stage, same answers, tau = 1, no gate",
+        [run_row(r) for r in whole],
+    )
+    table("task, lengths off by, policy, expert stage s, lost", [error_row(r) for r in errors])
 
 
 def main() -> None:
@@ -169,17 +187,19 @@ def main() -> None:
     parser.add_argument("--cost-errors", default="", help="factors, as 1.5,2; none by default")
     parser.add_argument("--plot", type=Path, help="write the plot of the cost errors there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--stage", action="store_true", help="the expert stage only, without gates")
     options = parser.parse_args()
-    tasks = options.tasks.split(",")
+    tasks, n = options.tasks.split(","), options.replicates
     factors = [float(f) for f in options.cost_errors.split(",") if f] or ([1.5, 2.0] if options.plot else [])
-    errors = [row for t in tasks for row in degradation(t, options.replicates, factors)] if factors else []
+    errors = [row for task in tasks for row in degradation(task, n, factors)] if factors else []
     if options.plot:
         plot(errors, options.plot)
-    rows = [] if options.plot else [figures(task, options.replicates) for task in tasks]
+    stage = [] if factors else [stages(task, n) for task in tasks]
+    whole = [] if factors or options.stage else [figures(task, n) for task in tasks]
     if options.json:
-        print(json.dumps({"figures": rows, "cost_errors": errors}, indent=2))
+        print(json.dumps({"stage": stage, "whole": whole, "cost_errors": errors}, indent=2))
     else:
-        show(rows, errors)
+        show(stage, whole, errors)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_no_engine_run_beats_the_bound(data: st.DataObject) -> None:
 
     engines = [[bound_by[w % len(devices)] for w in range(n_workers)] for _ in range(n_experts)]
     bound = expert_stage_lower_bound(calls, output, engines, prefix_caching=caching)
-    for part in (bound.work_s, bound.expert_s, bound.longest_call_s, bound.loads_s):
+    for part in (bound.work_s, bound.expert_s, bound.longest_call_s, bound.loads_s, bound.packing_s):
         assert part <= max(finish) * (1 + 1e-9)
 
 

@@ -218,6 +218,24 @@ def test_an_idle_worker_takes_over_calls_that_wait() -> None:
     assert helped.expert_stage_s < 0.9 * alone.expert_stage_s
 
 
+def test_running_sessions_take_each_other_s_waiting_calls() -> None:
+    """Even halves of an expert do not take even times: without a barrier or an idle worker, calls change place."""
+    workload = calibrated(make_workload(200, n_experts=1))
+    options = {"start": "data_parallel", "scenes": 0, "overlap": False, "order": "fcfs"}
+    free, makespan = run(workload, ("always", {}), options)
+    bound, _ = run(workload, ("always", {}), {**options, "steal": False})
+    check(free, makespan, workload, ("always", {}))
+
+    def moved(steered: Seen) -> int:
+        session_of = {s: row.spec.workers[0] for s, row in steered.log.sessions.items()}
+        ran_on = np.array([session_of[s] for s in steered.log.session[: len(workload.calls)].tolist()])
+        planned = {c: s.worker for s in steered.plan.sessions for c in s.call_ids.tolist()}
+        return sum(ran_on[c] != w for c, w in planned.items())
+
+    assert moved(free) > 0
+    assert not moved(bound)
+
+
 def test_held_calls_save_tokens_and_keep_the_answers() -> None:
     workload = calibrated(make_workload(80, answers=2))
     saving, makespan = run(workload, ("plurality", CANCELS), {"start": "greedy"})

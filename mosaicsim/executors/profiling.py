@@ -47,6 +47,7 @@ def profile_sessions(
         mean_output_tokens=float(output_tokens.mean()),
         max_output_tokens=float(output_tokens.max()),
         reasoning=reasoning,
+        sequences=spec.config.max_num_seqs,
     )
 
 

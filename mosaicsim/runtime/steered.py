@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
@@ -67,13 +67,15 @@ def orchestrate(
 class Job:
     """A session, planned or under way: ``calls`` have not ended, in the order they are queued.
 
-    ``number`` is None until it starts. A ``drained`` one has been found to have no call that waits.
+    ``number`` is None until it starts. A ``drained`` one has been found to have no call that waits. ``kept``
+    calls are the last of ``calls``: the executor is not told of them until the engine has a sequence free.
     """
 
     workers: tuple[int, ...]
     expert: int
     calls: dict[int, None]
     phase: int = 0
+    kept: dict[int, None] = field(default_factory=dict)
     number: int | None = None
     started_s: float = 0.0
     ready: bool = False
@@ -176,6 +178,7 @@ class SteeredRun:
         ids = event.records.call_ids.tolist()
         for call in ids:
             del job.calls[call], self._job_of[call]
+        self._feed(job, event.at_s)
         self._judge(sorted({call // self._questions.k for call in ids if call < n}), event.at_s)
         self._fill_up(job, event.at_s)
 
@@ -195,14 +198,45 @@ class SteeredRun:
     def _drop(self, call: int, now: float) -> None:
         """Cancel a call that can no longer matter, wherever it is."""
         job = self._job_of.get(call)
-        if job is not None and job.number is not None:
+        if job is not None and job.number is not None and call not in job.kept:
             self._executor.cancel_call(job.number, call)
             return
         if job is not None:
-            del job.calls[call], self._job_of[call]
+            self._forget(job, call)
         for calls in self._loose.values():
             calls.pop(call, None)
         self.log.cancel_unstarted(call, now)
+
+    def _forget(self, job: Job, call: int) -> None:
+        """Take a call that the executor does not have out of its session."""
+        del job.calls[call], self._job_of[call]
+        job.kept.pop(call, None)
+        job.taken -= 1
+
+    def _feed(self, job: Job, now: float) -> None:
+        """Tell the executor of a kept call for each that ended; where none is kept, take one over."""
+        if job.expert == AGGREGATING or job.stopping:
+            return
+        free = self._cost(job.expert, job.workers).sequences - (len(job.calls) - len(job.kept))
+        calls = list(job.kept)[: max(free, 0)]
+        for call in calls:
+            del job.kept[call]
+        if free > 0 and not calls and (giver := self._giver(job, now)) is not None:
+            calls = list(giver.kept)[:1]
+            self._forget(giver, calls[0])
+            job.calls[calls[0]], self._job_of[calls[0]] = None, job
+            job.taken += 1
+        if calls:
+            self._executor.add_calls(self._spec(job, calls))
+
+    def _giver(self, job: Job, now: float) -> Job | None:
+        """The session of the expert that keeps calls and whose worker will be busy longest, and longer."""
+        able = [other for other in self._running.values() if other.expert == job.expert and other.kept]
+        if not able or not self._course.exchange:
+            return None
+        busy_s = [self._backlog(other.workers[0], now) for other in able]
+        latest = max(range(len(able)), key=busy_s.__getitem__)
+        return able[latest] if busy_s[latest] > self._backlog(job.workers[0], now) else None
 
     def _fill_up(self, job: Job, now: float) -> None:
         """Start held calls early where a session runs empty: then waiting costs more than they save."""
@@ -281,7 +315,11 @@ class SteeredRun:
         job.taken += 1
         job.drained = False
         self._job_of[call] = job
-        if job.number is not None:
+        if job.number is None:
+            return
+        if job.kept and not ahead:
+            job.kept[call] = None
+        else:
             self._executor.add_calls(replace(self._spec(job, [call]), ahead=ahead))
 
     def _queue(self, job: Job) -> None:
@@ -348,7 +386,8 @@ class SteeredRun:
             ids = np.array(list(job.calls), np.int64)
             arranged = self._scheduler.arrange(ids, self._questions.observed())
             job.calls = dict.fromkeys(arranged.tolist())
-        spec = self._spec(job, list(job.calls))
+            job.kept = dict.fromkeys(arranged[self._cost(job.expert, job.workers).sequences :].tolist())
+        spec = self._spec(job, [call for call in job.calls if call not in job.kept])
         self.log.sessions[spec.session] = SessionRow(
             spec, AGGREGATOR if job.expert == AGGREGATING else "expert", now
         )
@@ -416,14 +455,15 @@ class SteeredRun:
                         cost,
                         0.0 if self._has(here, job.expert) else cost.load_s,
                         job.number is not None,
+                        len(job.kept) or len(job.calls),
                     )
                 )
         choice = self._scheduler.relieve(loads) if loads else None
         if choice is None:
             return
-        job, n = jobs[choice[0]], min(choice[1], loads[choice[0]].calls)
+        job, n = jobs[choice[0]], min(choice[1], loads[choice[0]].movable)
         taken = list(job.calls)[-n:]
-        if job.number is None:
+        if job.number is None or job.kept:
             self._take_over(job, taken, worker)
             self._start(self._lanes[worker].popleft(), now)
             return
@@ -432,7 +472,7 @@ class SteeredRun:
 
     def _take_over(self, job: Job, calls: list[int], worker: int) -> None:
         for call in calls:
-            del job.calls[call]
+            self._forget(job, call)
         self._queue(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
 
     def _move(self, event: CallsWithdrawn) -> None:

@@ -29,7 +29,7 @@ class SessionCost:
     ``counts`` (ascending, starting at 1) and ``generate_s`` are the offline profiling sweep: seconds to
     generate for that many calibration calls in one session, load excluded. ``mean_output_tokens`` and
     ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before
-    they answer.
+    they answer. ``sequences`` is the most the engine runs at once.
     """
 
     load_s: float
@@ -38,6 +38,7 @@ class SessionCost:
     mean_output_tokens: float
     max_output_tokens: float
     reasoning: bool
+    sequences: int = 256
 
     def predict_s(self, n_calls: float) -> float:
         """Seconds to generate ``n_calls``: interpolated in the sweep, extended by its last slope."""
@@ -168,7 +169,8 @@ class Course:
     ``held`` calls start only when their question is still undecided once its other calls have ended, one at a
     time, or when a session of their expert has fewer than ``fill`` calls left. The aggregator runs as
     ``instances`` says, its calls once their question needs them (``overlap``) or after the expert stage.
-    ``reserved`` workers take over no calls of others while aggregator calls may still come.
+    ``reserved`` workers take over no calls of others while aggregator calls may still come. With
+    ``exchange``, a session with a sequence free takes the next call of another session of its expert.
     """
 
     held: Ints
@@ -176,6 +178,7 @@ class Course:
     overlap: bool
     instances: Instances
     reserved: tuple[int, ...] = ()
+    exchange: bool = False
 
 
 class SchedulerOptions(StrictModel):
@@ -220,9 +223,10 @@ class Seat:
 class Load:
     """Calls of one session, under way or planned, of which an idle worker may take some over.
 
-    ``calls`` have not ended; ``end_s`` is the predicted time until its worker has done all it was given.
-    ``cost`` is the session's where it is, ``cost_here`` on the idle worker, where loading takes
-    ``load_here_s`` (0: the model is there). ``running``: started calls stay where they are.
+    ``calls`` have not ended, ``movable`` of them may be free to go; ``end_s`` is the predicted time until its
+    worker has done all it was given. ``cost`` is the session's where it is, ``cost_here`` on the idle worker,
+    where loading takes ``load_here_s`` (0: the model is there). ``running``: started calls stay where they
+    are.
     """
 
     worker: int
@@ -233,6 +237,7 @@ class Load:
     cost_here: SessionCost
     load_here_s: float
     running: bool
+    movable: int
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mosaicsim.hardware.latency import StepTables
+from mosaicsim.schedulers.packing_bound import ExpertNeeds, packing_bound
 from mosaicsim.workload.calls import Bools, CallTable, Floats, Ints
 
 
@@ -51,18 +52,21 @@ class LowerBound:
 
     ``work_s``: every expert loaded once and all work, spread over all workers; ``expert_s``: one expert
     loaded, then its work on all workers; ``longest_call_s``: one call loaded for and run alone; ``loads_s``:
-    the loads that some worker must do because there are more experts than workers.
+    the loads that some worker must do because there are more experts than workers; ``packing_s``: all the
+    work, with the tails of long calls and a load for each worker an expert needs
+    (:mod:`~mosaicsim.schedulers.packing_bound`).
     """
 
     work_s: float
     expert_s: float
     longest_call_s: float
     loads_s: float
+    packing_s: float = 0.0
 
     @property
     def seconds(self) -> float:
         """The bound: the largest part."""
-        return max(self.work_s, self.expert_s, self.longest_call_s, self.loads_s)
+        return max(self.work_s, self.expert_s, self.longest_call_s, self.loads_s, self.packing_s)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def expert_stage_lower_bound(
     load = {m: np.array([engines[m][w].load_s for w in kinds]) for m in pool}
     unhidden = load if slots == 1 else {m: np.zeros(len(kinds)) for m in pool}
     per_worker = -(-len(pool) // (n_workers * slots))
-    return LowerBound(
+    simple = LowerBound(
         work_s=_spread(work, unhidden, workers),
         expert_s=max(float(load[m].min() + work[m].min(axis=0).sum() / n_workers) for m in pool),
         longest_call_s=max(
@@ -112,6 +116,19 @@ def expert_stage_lower_bound(
         ),
         loads_s=sum(sorted(float(load[m].min()) for m in pool)[:per_worker]),
     )
+    needs = [
+        _needs(own, [engines[m][w] for w in kinds], work[m], float(unhidden[m].min()))
+        for m, own in pool.items()
+    ]
+    return replace(simple, packing_s=packing_bound(needs, n_workers, simple.seconds))
+
+
+def _needs(calls: ExpertCalls, engines: Sequence[EngineLimits], work: Floats, load_s: float) -> ExpertNeeds:
+    """An expert's calls for the packing bound: on the kind of worker where each part is least."""
+    led = [led_work_s(calls, engine) for engine in engines]
+    lean, lead = np.min([pair[0] for pair in led], axis=0), np.min([pair[1] for pair in led], axis=0)
+    order = np.argsort(-lead, kind="stable")
+    return ExpertNeeds(load_s, work.min(axis=0)[order], lean[order], lead[order])
 
 
 def _by_expert(
@@ -170,36 +187,65 @@ def call_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
 
 def _separable_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
     """:func:`call_work_s` for tables without a part by tokens."""
-    decodes = np.maximum(calls.output_tokens - 1, 0)
-    own_prompt = np.where(calls.charged, calls.prompt_tokens, 0.0)
+    full, capacity = float(engine.max_num_seqs), float(engine.kv_capacity_tokens)
+    # the base is paid for each full batch of sequences, or for each KV cache full of attended tokens
+    ways = (full, 1 / full, 0.0), (_mean_batch(calls, engine), 0.0, 1 / capacity)
+    return max((_charged_s(calls, engine, *way) for way in ways), key=np.sum)
+
+
+def led_work_s(calls: ExpertCalls, engine: EngineLimits) -> tuple[Floats, Floats]:
+    """Least engine time of each call without any base, and what it adds if all its steps' bases are its own.
+
+    Both have shape (n,). The tokens of one call come out of different steps: of the calls of an expert on a
+    worker, one, say the longest, can be charged all the bases of its steps, and the others the rest.
+    """
+    batch, found = _mean_batch(calls, engine), []
+    for one in _separable(engine):
+        without = _charged_s(calls, one, batch, 0.0, 0.0)
+        found.append((without, _charged_s(calls, one, batch, 1.0, 0.0) - without))
+    return max(found, key=lambda pair: float(pair[0].sum() + pair[1].max()))
+
+
+def _mean_batch(calls: ExpertCalls, engine: EngineLimits) -> float:
+    """The largest mean batch that sequences and KV cache allow."""
+    decodes, full = np.maximum(calls.output_tokens - 1, 0), float(engine.max_num_seqs)
+    stored = float((decodes * _own_prompt(calls) + decodes * (decodes + 1) / 2).sum())
+    return min(full, float(decodes.sum()) * engine.kv_capacity_tokens / stored) if stored else full
+
+
+def _own_prompt(calls: ExpertCalls) -> Floats:
+    return np.where(calls.charged, calls.prompt_tokens, 0.0)
+
+
+def _charged_s(
+    calls: ExpertCalls, engine: EngineLimits, batch: float, a_token: float, a_context: float
+) -> Floats:
+    """Least engine time of each call when a token pays so much of a step's base, and an attended one.
+
+    The line below the step costs is the highest at ``batch``.
+    """
+    decodes, own_prompt = np.maximum(calls.output_tokens - 1, 0), _own_prompt(calls)
     triangle = decodes * (decodes + 1) / 2
-    stored = float((decodes * own_prompt + triangle).sum())
     (step_s, context), rate = _decode_steps(engine), _prefill_rate(engine)
     if engine.keeps_blocks:
         context = min(context, rate)
-    full, capacity = float(engine.max_num_seqs), float(engine.kv_capacity_tokens)
-    mean_batch = min(full, float(decodes.sum()) * capacity / stored) if stored else full
-    needs = np.minimum(decodes, decodes / engine.block_size + 1)
-    best = np.zeros(len(decodes))
-    # the base is paid for each full batch of sequences, or for each KV cache full of attended tokens
-    for batch, a_token, a_context in ((full, 1 / full, 0.0), (mean_batch, 0.0, 1 / capacity)):
-        base, slope = _line_below(step_s, batch)
-        if engine.keeps_blocks and engine.mixes_prefill:
-            base = min(base, engine.tables.mixed_base[0])
-        share = base * (a_token + a_context * own_prompt) + slope
-        growth = base * a_context + context
-        seconds = decodes * (share + context * calls.prompt_tokens) + growth * triangle
-        if not engine.keeps_blocks:
-            first = share + context * calls.prompt_tokens
-            seconds -= _positive_sum(first, growth - rate, decodes)
-        elif not engine.mixes_prefill:
-            spared = np.maximum(share - (rate - context), 0.0)
-            seconds -= _positive_sum(spared, base * a_context, decodes)
-        else:
-            seconds -= max(slope - (rate - context), 0.0) * needs
-        best = max(best, seconds, key=np.sum)
-    work: Floats = best + rate * own_prompt
-    return work
+    base, slope = _line_below(step_s, batch)
+    if engine.keeps_blocks and engine.mixes_prefill:
+        base = min(base, engine.tables.mixed_base[0])
+    share = base * (a_token + a_context * own_prompt) + slope
+    growth = base * a_context + context
+    seconds = decodes * (share + context * calls.prompt_tokens) + growth * triangle
+    if not engine.keeps_blocks:
+        first = share + context * calls.prompt_tokens
+        seconds -= _positive_sum(first, growth - rate, decodes)
+    elif not engine.mixes_prefill:
+        spared = np.maximum(share - (rate - context), 0.0)
+        seconds -= _positive_sum(spared, base * a_context, decodes)
+    else:
+        needs = np.minimum(decodes, decodes / engine.block_size + 1)
+        seconds -= max(slope - (rate - context), 0.0) * needs
+    charged: Floats = np.maximum(seconds, 0.0) + rate * own_prompt
+    return charged
 
 
 def _separable(engine: EngineLimits) -> list[EngineLimits]:

@@ -122,7 +122,10 @@ class WorkStealing:
         )
 
     def _drafts(self, problem: Problem, placement: _Placement, held: _Held) -> list[_Draft]:
-        sessions = _short_first(problem, _with_held(problem, placement.plan.sessions, held.calls))
+        awaited = self.options.overlap or bool(len(held.calls))
+        sessions = _by_length(
+            problem, _with_held(problem, placement.plan.sessions, held.calls), longest_first=not awaited
+        )
         formula = Rehearsed(placement.expert_stage_s, placement.makespan_s)
         fills = (self.options.fill,)
         return [
@@ -132,7 +135,14 @@ class WorkStealing:
                     placement.expert_stage_s,
                     placement.plan.info
                     | {"reserved": len(placement.reserved), "fill": fill, "hold": held.how},
-                    Course(held.calls, fill, self.options.overlap, placement.instances, placement.reserved),
+                    Course(
+                        held.calls,
+                        fill,
+                        self.options.overlap,
+                        placement.instances,
+                        placement.reserved,
+                        self.options.steal,
+                    ),
                 ),
                 held,
                 placement.instances,
@@ -276,7 +286,7 @@ LEAST_SAVING_S = 1.0
 
 def balanced(load: Load) -> tuple[int, float]:
     """How many calls to take so that giver and taker are done together, and the seconds that saves."""
-    low, high = 1, load.calls
+    low, high = 1, load.movable
     while low < high:
         n = (low + high) // 2
         if _taker_s(load, n) >= _giver_s(load, n):
@@ -401,14 +411,21 @@ def _with_held(
     return tuple(found)
 
 
-def _short_first(problem: Problem, sessions: tuple[PlannedSession, ...]) -> tuple[PlannedSession, ...]:
-    """Each worker's sessions in order of their calls' mean length: what others wait for comes early."""
+def _by_length(
+    problem: Problem, sessions: tuple[PlannedSession, ...], *, longest_first: bool
+) -> tuple[PlannedSession, ...]:
+    """Each worker's sessions: short calls first, because others wait for them, or long sessions first.
+
+    Where nothing waits, what comes last can still go to another worker.
+    """
     place = {worker.index: i for i, worker in enumerate(problem.workers)}
 
-    def tokens(session: PlannedSession) -> float:
+    def rank(session: PlannedSession) -> float:
+        if longest_first:
+            return -problem.costs[session.expert][place[session.worker]].predict_s(len(session.call_ids))
         return problem.costs[session.expert][place[session.worker]].mean_output_tokens
 
-    return tuple(sorted(sessions, key=lambda s: (s.phase, tokens(s))))
+    return tuple(sorted(sessions, key=lambda s: (s.phase, rank(s))))
 
 
 def _busy_s(problem: Problem, plan: Plan) -> dict[int, float]:
