@@ -209,7 +209,7 @@ class WorkStealing:
                 for w in problem.workers
             )
             plan = self._start.plan(_on(problem, spared))
-            return replace(plan, info=plan.info | {"stages": stages})
+            return replace(plan, info=plan.info | {"stages": stages, "spared_s": round(spared_s)})
         if heavy.all() or not heavy.any() or stages == "one":
             return self._start.plan(_on(problem, rest))
         kept = tuple(w for w in problem.workers if w.index in reserved)
