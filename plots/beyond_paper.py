@@ -1,6 +1,7 @@
 """Print what this project's policies gain over the paper's: the tables of docs/schedulers.md.
 
-    python plots/beyond_paper.py [--json] [--tasks gpqa,mmlu_pro] [--replicates 5] [--cost-errors 1.5,2]
+    python plots/beyond_paper.py [--part end_to_end] [--tasks gpqa,mmlu_pro] [--replicates 5] [--json]
+    python plots/beyond_paper.py --cost-errors 1.5,2
     python plots/beyond_paper.py --plot docs/images/cost_error.png
 
 The paper is MOSAIC, arXiv 2606.03014: ``ilp``, a barrier, and its aggregator at TP=4. Accuracy and skips are
@@ -24,6 +25,7 @@ from mosaicsim.policies import PolicyKind
 from mosaicsim.scenario import Scenario, load_scenario
 
 SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
+PARTS = ("stage", "end_to_end")
 TASKS = ("mmlu_pro", "medmcqa", "gpqa")
 ALWAYS, TAU_1 = "always", "plurality(tau=1)"
 TAU_TWO_THIRDS, CANCEL = "plurality(tau=0.667)", "plurality(tau=0.667, cancel)"
@@ -37,11 +39,10 @@ def mean(result: Result, scheduler: str, gate: str, figure: str) -> float:
     return float(np.mean([r.metrics[figure] for r in runs_of(result, scheduler, gate)]))
 
 
-def same_answers(result: Result, theirs: str, ours: str) -> bool:
-    """Whether cancelling, holding back and overlapping changed no question's accuracy or skip."""
+def same_answers(theirs: list[Run], ours: list[Run]) -> bool:
+    """Whether cancelling, holding back and overlapping changed no run's accuracy or skips."""
     figures = ("accuracy", "skip_rate", "delta_pp")
-    pairs = zip(runs_of(result, "ilp", theirs), runs_of(result, "steered", ours), strict=True)
-    return all(a.metrics[f] == b.metrics[f] for a, b in pairs for f in figures)
+    return all(a.metrics[f] == b.metrics[f] for a, b in zip(theirs, ours, strict=True) for f in figures)
 
 
 def whole_run_bound(scenario: Scenario, result: Result, gate: str) -> float:
@@ -51,34 +52,55 @@ def whole_run_bound(scenario: Scenario, result: Result, gate: str) -> float:
     return float(np.mean([bound_of_whole_run(fleet, w, judge).seconds for w in result.workloads]))
 
 
-def end_to_end(scenario: Scenario, result: Result) -> list[dict[str, Any]]:
+def part(task: str, replicates: int, schedulers: tuple[str, ...], gates: tuple[str, ...]) -> Scenario:
+    """The task's scenario with these of its schedulers and gates only, by label."""
+    whole = load_scenario(SCENARIOS / f"beyond_{task}.yaml", [f"replicates={replicates}"])
+
+    def kept(kind: PolicyKind, entries: list[Any], labels: tuple[str, ...]) -> list[Any]:
+        return [e for e, p in zip(entries, whole.policies(kind), strict=True) if p.label in labels]
+
+    return whole.model_copy(
+        update={
+            "schedulers": kept(PolicyKind.SCHEDULER, whole.schedulers, schedulers),
+            "gates": kept(PolicyKind.GATE, whole.gates, gates),
+        }
+    )
+
+
+def end_to_end(task: str, replicates: int) -> list[dict[str, Any]]:
     """A row a gate: this project's best policy against the paper's, with the same answers."""
+    pairs = ((TAU_TWO_THIRDS, CANCEL), (TAU_1, TAU_1), (ALWAYS, ALWAYS))
+    paper = simulate(part(task, replicates, ("ilp",), tuple(theirs for theirs, _ in pairs)))
+    scenario = part(task, replicates, ("steered",), tuple(ours for _, ours in pairs))
+    result = simulate(scenario)
     rows = []
-    for theirs, ours in ((TAU_TWO_THIRDS, CANCEL), (TAU_1, TAU_1), (ALWAYS, ALWAYS)):
-        mosaic_s, ours_s = mean(result, "ilp", theirs, "makespan_s"), mean(result, "steered", ours, "makespan_s")
-        gains = [
-            a.metrics["makespan_s"] / b.metrics["makespan_s"]
-            for a, b in zip(runs_of(result, "ilp", theirs), runs_of(result, "steered", ours), strict=True)
-        ]
+    for theirs, ours in pairs:
+        mosaic_s, ours_s = (
+            mean(paper, "ilp", theirs, "makespan_s"),
+            mean(result, "steered", ours, "makespan_s"),
+        )
+        runs = zip(runs_of(paper, "ilp", theirs), runs_of(result, "steered", ours), strict=True)
+        gains = [a.metrics["makespan_s"] / b.metrics["makespan_s"] for a, b in runs]
         rows.append(
             {
+                "task": task,
                 "gate": ours,
                 "mosaic_s": mosaic_s,
                 "ours_s": ours_s,
                 "gain": mosaic_s / ours_s,
                 "gains": gains,
-                "expert_stage_gain": mean(result, "ilp", theirs, "expert_stage_s")
+                "expert_stage_gain": mean(paper, "ilp", theirs, "expert_stage_s")
                 / mean(result, "steered", ours, "expert_stage_s"),
                 "bound_s": whole_run_bound(scenario, result, ours),
-                "same_answers": same_answers(result, theirs, ours),
+                "same_answers": same_answers(runs_of(paper, "ilp", theirs), runs_of(result, "steered", ours)),
             }
         )
     return rows
 
 
 def figures(task: str, replicates: int) -> dict[str, Any]:
-    scenario = load_scenario(SCENARIOS / f"beyond_{task}.yaml", [f"replicates={replicates}"])
-    result = simulate(scenario)
+    """The expert stage of each policy, over the paper's and over the bound."""
+    result = simulate(part(task, replicates, ("ilp", "tail_ilp", "stealing"), (ALWAYS,)))
     ilp_stage = mean(result, "ilp", ALWAYS, "expert_stage_s")
     bound = mean(result, "ilp", ALWAYS, "lower_bound_s")
     rows: dict[str, Any] = {
@@ -94,7 +116,6 @@ def figures(task: str, replicates: int) -> dict[str, Any]:
         rows[f"{name}_over_bound"] = stage / bound
     for name in ("ilp", "tail_ilp"):
         rows[f"{name}_prediction_error"] = mean(result, name, ALWAYS, "prediction_error")
-    rows["end_to_end"] = end_to_end(scenario, result)
     return rows
 
 
@@ -144,6 +165,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def show_end_to_end(rows: list[dict[str, Any]]) -> None:
+    print("| task | gate | MOSAIC, s | ours, s | gain (each seed) | expert stage | bound, s | same answers |")
+    print("|---|---|---:|---:|---|---:|---:|---|")
+    for r in rows:
+        cells = [
+            r["task"],
+            r["gate"],
+            f"{r['mosaic_s']:,.0f}",
+            f"{r['ours_s']:,.0f}",
+            f"{r['gain']:.2f}x ({min(r['gains']):.2f} to {max(r['gains']):.2f})",
+            f"{r['expert_stage_gain']:.2f}x",
+            f"{r['bound_s']:,.0f}",
+            "yes" if r["same_answers"] else "NO",
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
 def show(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> None:
     if rows:
         print("| task | ilp stage, s | tail_ilp | stealing | over ilp | over the bound | prediction error |")
@@ -157,23 +195,6 @@ def show(rows: list[dict[str, Any]], errors: list[dict[str, Any]]) -> None:
             f"ilp {r['ilp_prediction_error']:+.1%}, tail_ilp {r['tail_ilp_prediction_error']:+.1%}",
         ]
         print(f"| {' | '.join(cells)} |")
-    if rows:
-        print()
-        print("| task | gate | MOSAIC, s | ours, s | gain (each seed) | expert stage | bound, s | same answers |")
-        print("|---|---|---:|---:|---|---:|---:|---|")
-    for r in rows:
-        for e in r["end_to_end"]:
-            cells = [
-                r["task"],
-                e["gate"],
-                f"{e['mosaic_s']:,.0f}",
-                f"{e['ours_s']:,.0f}",
-                f"{e['gain']:.2f}x ({min(e['gains']):.2f} to {max(e['gains']):.2f})",
-                f"{e['expert_stage_gain']:.2f}x",
-                f"{e['bound_s']:,.0f}",
-                "yes" if e["same_answers"] else "NO",
-            ]
-            print(f"| {' | '.join(cells)} |")
     if errors:
         print("| task | costs off by | policy | expert stage, s | lost |")
         print("|---|---|---|---|---|")
@@ -188,6 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--tasks", default=",".join(TASKS), help="of mmlu_pro, medmcqa, gpqa")
     parser.add_argument("--replicates", type=int, default=5)
+    parser.add_argument("--part", choices=[*PARTS, "both"], default="both", help="which tables")
     parser.add_argument("--cost-errors", default="", help="factors, as 1.5,2; none by default")
     parser.add_argument("--plot", type=Path, help="write the plot of the cost errors there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -197,11 +219,15 @@ def main() -> None:
     errors = [row for t in tasks for row in degradation(t, options.replicates, factors)] if factors else []
     if options.plot:
         plot(errors, options.plot)
-    rows = [] if options.plot else [figures(task, options.replicates) for task in tasks]
+    parts = () if options.plot else PARTS if options.part == "both" else (options.part,)
+    rows = [figures(task, options.replicates) for task in tasks] if "stage" in parts else []
+    whole = [row for t in tasks for row in end_to_end(t, options.replicates)] if "end_to_end" in parts else []
     if options.json:
-        print(json.dumps({"figures": rows, "cost_errors": errors}, indent=2))
-    else:
-        show(rows, errors)
+        print(json.dumps({"figures": rows, "end_to_end": whole, "cost_errors": errors}, indent=2))
+        return
+    show(rows, errors)
+    if whole:
+        show_end_to_end(whole)
 
 
 if __name__ == "__main__":

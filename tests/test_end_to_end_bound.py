@@ -95,7 +95,9 @@ def test_a_long_call_that_is_not_needed_bounds_nothing() -> None:
     needless, needed = answered([1, 1, 1], [20, 20, 2000], 10), answered([1, 2, 1], [20, 20, 2000], 10)
     assert bound(needless, gate).chain_s < 0.3 * bound(needed, gate).chain_s
     # without cancelling it runs in any case
-    assert bound(needless, ("plurality", {"tau": "2/3"})).chain_s == pytest.approx(bound(needed, gate).chain_s)
+    assert bound(needless, ("plurality", {"tau": "2/3"})).chain_s == pytest.approx(
+        bound(needed, gate).chain_s
+    )
 
 
 def test_of_a_question_the_cheapest_deciding_set_counts() -> None:

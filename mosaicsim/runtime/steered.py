@@ -562,7 +562,7 @@ class SteeredRun:
         return 1.0 if call < n else self._weights[call - n]
 
     def _aggregator_weights(self) -> list[float]:
-        """What each question's aggregator call takes, in average ones: its prompt is known, its output the average."""
+        """What each question's aggregator call counts for: its prompt is known, its output the average."""
         seen = self._workload.calibration.aggregator_prompt_tokens
         mean = max(float(seen.mean()), 1.0) if len(seen) else 1.0
         output = self._course.instances.costs[0].mean_output_tokens

@@ -171,13 +171,13 @@ class WorkStealing:
             found.append(_Placement(plan, instances, (), plan.predicted_s, plan.predicted_s + after))
         if not self.options.overlap or instances.tp > 1 or not asks:
             return found
-        for kept in range(1, min(len(instances.groups), MOST_RESERVED + 1)):
+        for kept in range(1, min(len(instances.groups) // 2, MOST_RESERVED) + 1):
             groups, costs = instances.groups[-kept:], instances.costs[-kept:]
             reserved = tuple(group[0] for group in groups)
             last = max(c.predict_s(max(1.0, LATE_SHARE * asks / len(instances.groups))) for c in costs)
-            for spared in (*SPARED, None):
-                spared_s = None if spared is None else spared * found[0].expert_stage_s
-                plan = self._staged(problem, reserved, "apart" if spared is None else "early", spared_s or 0.0)
+            ways = [("early", share * found[0].expert_stage_s) for share in SPARED]
+            for stages, spared_s in (*ways, ("apart", 0.0)):
+                plan = self._staged(problem, reserved, stages, spared_s)
                 busy = _busy_s(problem, plan)
                 alone = max(
                     busy[w] + c.load_s + c.predict_s(asks / kept)
@@ -264,8 +264,8 @@ class WorkStealing:
         return best
 
 
-MOST_RESERVED = 1
-"""Workers kept for the aggregator in a draft: with two of the paper's four, no draft came near the best."""
+MOST_RESERVED = 2
+"""Workers kept for the aggregator in a draft, and at most half of them."""
 
 LEAST_DRAFTS = 3
 """So many drafts are played in every scene."""
