@@ -95,14 +95,13 @@ class WorkStealing:
         if self.options.cascade and problem.gate.cancels and outlook.quorum < outlook.k:
             holding = [_hold(problem, outlook, how) for how in ("queue", "light", "all")]
         drafts = [
-            draft
+            self._draft(problem, placement, held)
             for held in holding
             for instances in problem.instances
             if instances.tp == 1 or held is holding[0]
             for placement in self._placements(
                 replace(problem, call_ids=held.expected(problem)), instances, asks
             )
-            for draft in self._drafts(problem, placement, held)
         ]
         self._prepare(problem, none, outlook.k)
         best = self._best(problem, drafts)
@@ -120,25 +119,20 @@ class WorkStealing:
             },
         )
 
-    def _drafts(self, problem: Problem, placement: _Placement, held: _Held) -> list[_Draft]:
-        sessions = _short_first(problem, _with_held(problem, placement.plan.sessions, held.calls))
-        formula = Rehearsed(placement.expert_stage_s, placement.makespan_s)
-        fills = (self.options.fill,)
-        return [
-            _Draft(
-                Plan(
-                    sessions,
-                    placement.expert_stage_s,
-                    placement.plan.info
-                    | {"reserved": len(placement.reserved), "fill": fill, "hold": held.how},
-                    Course(held.calls, fill, self.options.overlap, placement.instances, placement.reserved),
-                ),
-                held,
-                placement.instances,
-                formula,
-            )
-            for fill in fills
-        ]
+    def _draft(self, problem: Problem, placement: _Placement, held: _Held) -> _Draft:
+        plan, fill = placement.plan, self.options.fill
+        facts: dict[str, float | int | str] = {"reserved": len(placement.reserved), "hold": held.how}
+        return _Draft(
+            Plan(
+                _short_first(problem, _with_held(problem, plan.sessions, held.calls)),
+                placement.expert_stage_s,
+                plan.info | facts,
+                Course(held.calls, fill, self.options.overlap, placement.instances, placement.reserved),
+            ),
+            held,
+            placement.instances,
+            Rehearsed(placement.expert_stage_s, placement.makespan_s),
+        )
 
     def _best(self, problem: Problem, drafts: list[_Draft]) -> _Draft:
         """The draft with the least mean makespan over the scenes; by the formula without rehearsals.
