@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mosaicsim.executors.fleet import Fleet
+from mosaicsim.executors.session import EngineSpec
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.workload.calls import Bools, Workload
 
@@ -18,20 +19,7 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
     for name in workload.experts:
         specs = [fleet.engine_of(name, (w.index,)) for w in fleet.pool.workers]
         prefix_caching = specs[0].config.prefix_caching
-        engines.append(
-            [
-                EngineLimits(
-                    tables=spec.tables,
-                    load_s=spec.load_s,
-                    kv_capacity_tokens=spec.config.num_gpu_blocks * spec.config.block_size,
-                    max_num_seqs=spec.config.max_num_seqs,
-                    mixes_prefill=spec.config.policy == "v1",
-                    keeps_blocks=spec.config.prefix_caching,
-                    block_size=spec.config.block_size,
-                )
-                for spec in specs
-            ]
-        )
+        engines.append([limits_of(spec) for spec in specs])
     bound = expert_stage_lower_bound(
         workload.calls,
         workload.outcomes.output_tokens,
@@ -41,3 +29,16 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
         slots=fleet.pool.slots,
     )
     return bound.seconds
+
+
+def limits_of(spec: EngineSpec) -> EngineLimits:
+    """What bounds an engine, from what it is."""
+    return EngineLimits(
+        tables=spec.tables,
+        load_s=spec.load_s,
+        kv_capacity_tokens=spec.config.num_gpu_blocks * spec.config.block_size,
+        max_num_seqs=spec.config.max_num_seqs,
+        mixes_prefill=spec.config.policy == "v1",
+        keeps_blocks=spec.config.prefix_caching,
+        block_size=spec.config.block_size,
+    )

@@ -95,7 +95,7 @@ class Rehearsal:
             outcomes=Outcomes(lengths, lengths, answers, np.zeros(len(calls), np.bool_)),
             aggregator=AggregatorCalls(
                 seen.aggregator_prompt_tokens[source],
-                seen.aggregator_output_tokens[source],
+                _with_unseen(seen, seen.aggregator_output_tokens[source], rng),
                 np.zeros(n, np.bool_),
             ),
             calibration=seen,
@@ -112,6 +112,17 @@ def _alike(wanted: Ints, known: Ints, rng: np.random.Generator) -> Ints:
         rounds = [rng.permutation(rows) for _ in range(-(-n // len(rows)))]
         source[here] = np.concatenate(rounds)[:n]
     return source
+
+
+def _with_unseen(seen: Calibration, output_tokens: Ints, rng: np.random.Generator) -> Ints:
+    """Aggregator lengths, some as long as any model was seen to write, though the aggregator was not.
+
+    What n calls have not shown has chance 1 / (n + 2) (Laplace's rule of succession). A call that never stops
+    by itself is so rare that few calibration questions have one, and so long that it ends a run.
+    """
+    n, longest = len(seen.aggregator_output_tokens), max(int(own.max()) for own in seen.output_tokens)
+    unseen = (rng.random(len(output_tokens)) < 1 / (n + 2)) & (longest > seen.aggregator_output_tokens.max())
+    return np.where(unseen, longest, output_tokens)
 
 
 class _NoneAsks:

@@ -120,8 +120,7 @@ class SteeredRun:
         self._last_phase = max((session.phase for session in plan.sessions), default=0)
         self._serial = max(self.log.sessions, default=-1) + 1
         self._experts_done = False
-        seen = workload.calibration.aggregator_prompt_tokens
-        self._mean_prompt = float(seen.mean()) if len(seen) else 0.0
+        self._weights = self._aggregator_weights()
         self._fruitless_losses = 0
         self._news = False
 
@@ -594,17 +593,21 @@ class SteeredRun:
         """Calls left in a session; the aggregator's by their prompts, which every token has to read."""
         if job.expert != AGGREGATING:
             return len(job.calls)
-        return sum(self._weight(call) for call in job.calls)
+        n, weights = len(self._workload.calls), self._weights
+        return sum([weights[call - n] for call in job.calls])
 
     def _weight(self, call: int) -> float:
-        """What an aggregator call takes, in average ones: its prompt is known, its output the average."""
+        """What a call counts for, in calls of average size."""
         n = len(self._workload.calls)
-        if call < n:
-            return 1.0
-        cost = self._course.instances.costs[0]
-        output = cost.mean_output_tokens
-        mean = max(self._mean_prompt, 1.0)
-        return float((self._workload.aggregator.prompt_tokens[call - n] + output) / (mean + output))
+        return 1.0 if call < n else self._weights[call - n]
+
+    def _aggregator_weights(self) -> list[float]:
+        """What each question's aggregator call counts for: its prompt is known, its output the average."""
+        seen = self._workload.calibration.aggregator_prompt_tokens
+        mean = max(float(seen.mean()), 1.0) if len(seen) else 1.0
+        output = self._course.instances.costs[0].mean_output_tokens
+        weights: list[float] = ((self._workload.aggregator.prompt_tokens + output) / (mean + output)).tolist()
+        return weights
 
     def _backlog(self, worker: int, now: float) -> float:
         """Predicted seconds until a worker has done what it was given."""

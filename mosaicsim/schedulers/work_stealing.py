@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -96,75 +95,66 @@ class WorkStealing:
         if self.options.cascade and problem.gate.cancels and outlook.quorum < outlook.k:
             holding = [_hold(problem, outlook, how) for how in ("queue", "light", "all")]
         drafts = [
-            draft
+            self._draft(problem, placement, held)
             for held in holding
             for instances in problem.instances
             if instances.tp == 1 or held is holding[0]
             for placement in self._placements(
                 replace(problem, call_ids=held.expected(problem)), instances, asks
             )
-            for draft in self._drafts(problem, placement, held)
         ]
         self._prepare(problem, none, outlook.k)
         best = self._best(problem, drafts)
         self._held = best.held
         return replace(
             best.plan,
-            predicted_s=best.expected.expert_stage_s,
+            predicted_s=best.expert_stage_s(),
             info=best.plan.info
             | {
                 "aggregator_tp": best.instances.tp,
                 "drafts": len(drafts),
                 "expected_asks": round(asks, 1),
                 "held": len(best.held.calls),
-                "predicted_makespan_s": best.expected.makespan_s,
+                "predicted_makespan_s": best.makespan_s(),
             },
         )
 
-    def _drafts(self, problem: Problem, placement: _Placement, held: _Held) -> list[_Draft]:
-        awaited = self.options.overlap or bool(len(held.calls))
-        sessions = _by_length(
-            problem, _with_held(problem, placement.plan.sessions, held.calls), longest_first=not awaited
-        )
-        formula = Rehearsed(placement.expert_stage_s, placement.makespan_s)
-        fills = (self.options.fill,)
-        return [
-            _Draft(
-                Plan(
-                    sessions,
-                    placement.expert_stage_s,
-                    placement.plan.info
-                    | {"reserved": len(placement.reserved), "fill": fill, "hold": held.how},
-                    Course(
-                        held.calls,
-                        fill,
-                        self.options.overlap,
-                        placement.instances,
-                        placement.reserved,
-                        self.options.steal,
-                    ),
+    def _draft(self, problem: Problem, placement: _Placement, held: _Held) -> _Draft:
+        plan, options = placement.plan, self.options
+        awaited = options.overlap or bool(len(held.calls))
+        facts: dict[str, float | int | str] = {"reserved": len(placement.reserved), "hold": held.how}
+        sessions = _with_held(problem, plan.sessions, held.calls)
+        return _Draft(
+            Plan(
+                _by_length(problem, sessions, longest_first=not awaited),
+                placement.expert_stage_s,
+                plan.info | facts,
+                Course(
+                    held.calls,
+                    options.fill,
+                    options.overlap,
+                    placement.instances,
+                    placement.reserved,
+                    options.steal,
                 ),
-                held,
-                placement.instances,
-                formula,
-            )
-            for fill in fills
-        ]
+            ),
+            held,
+            placement.instances,
+            Rehearsed(placement.expert_stage_s, placement.makespan_s),
+        )
 
     def _best(self, problem: Problem, drafts: list[_Draft]) -> _Draft:
-        """The draft with the least mean makespan over the scenes; by the formula without rehearsals."""
-        if problem.rehearsal is not None and self.options.scenes:
-            drafts = [self._rehearsed(problem, draft) for draft in drafts]
-        return min(drafts, key=lambda draft: draft.expected.makespan_s)
+        """The draft with the least mean makespan over the scenes; by the formula without rehearsals.
 
-    def _rehearsed(self, problem: Problem, draft: _Draft) -> _Draft:
-        assert problem.rehearsal is not None
-        self._held = draft.held
-        plays = [
-            problem.rehearsal.play(self, draft.plan, problem, scene) for scene in range(self.options.scenes)
-        ]
-        stage = float(np.mean([p.expert_stage_s for p in plays]))
-        return replace(draft, expected=Rehearsed(stage, float(np.mean([p.makespan_s for p in plays]))))
+        After each scene the better half goes on to the next (successive halving, arXiv 1502.07943).
+        """
+        if problem.rehearsal is not None:
+            for scene in range(self.options.scenes):
+                for draft in drafts:
+                    self._held = draft.held
+                    draft.plays.append(problem.rehearsal.play(self, draft.plan, problem, scene))
+                drafts = sorted(drafts, key=_Draft.makespan_s)[: max(LEAST_DRAFTS, -(-len(drafts) // 2))]
+        return min(drafts, key=_Draft.makespan_s)
 
     def _prepare(self, problem: Problem, held: _Held, k: int) -> None:
         """What orders calls later on."""
@@ -184,13 +174,13 @@ class WorkStealing:
             found.append(_Placement(plan, instances, (), plan.predicted_s, plan.predicted_s + after))
         if not self.options.overlap or instances.tp > 1 or not asks:
             return found
-        for kept in range(1, min(len(instances.groups), MOST_RESERVED + 1)):
+        for kept in range(1, min(len(instances.groups) // 2, MOST_RESERVED) + 1):
             groups, costs = instances.groups[-kept:], instances.costs[-kept:]
             reserved = tuple(group[0] for group in groups)
             last = max(c.predict_s(max(1.0, LATE_SHARE * asks / len(instances.groups))) for c in costs)
-            early = {w: c.load_s + c.predict_s(asks / kept) for w, c in zip(reserved, costs, strict=True)}
-            for stages in ("early", "apart"):
-                plan = self._staged(problem, reserved, stages, early)
+            ways = [("early", share * found[0].expert_stage_s) for share in SPARED]
+            for stages, spared_s in (*ways, ("apart", 0.0)):
+                plan = self._staged(problem, reserved, stages, spared_s)
                 busy = _busy_s(problem, plan)
                 alone = max(
                     busy[w] + c.load_s + c.predict_s(asks / kept)
@@ -205,21 +195,24 @@ class WorkStealing:
         problem: Problem,
         reserved: tuple[int, ...],
         stages: str,
-        early: Mapping[int, float] = MappingProxyType({}),
+        spared_s: float = 0.0,
     ) -> Plan:
         """The start's plan, made in one, or of experts that do not reason and of the others.
 
         What others wait for is then early: in ``waves`` over all workers, the reasoning experts behind; or
         ``apart``, on the reserved workers, while the others reason. ``early``: reserved workers take part,
-        but get so much less that they are done so many seconds before the others.
+        but get so much less that they are done ``spared_s`` before the others.
         """
         reasoning = np.array([bool(row) and row[0].reasoning for row in problem.costs])
         heavy = reasoning[problem.calls.expert[problem.call_ids]]
         rest = tuple(w for w in problem.workers if w.index not in reserved) or problem.workers
         if stages == "early":
-            spared = tuple(replace(w, backlog_s=early.get(w.index, 0.0)) for w in problem.workers)
+            spared = tuple(
+                replace(w, backlog_s=w.backlog_s + (spared_s if w.index in reserved else 0.0))
+                for w in problem.workers
+            )
             plan = self._start.plan(_on(problem, spared))
-            return replace(plan, info=plan.info | {"stages": stages})
+            return replace(plan, info=plan.info | {"stages": stages, "spared_s": round(spared_s)})
         if heavy.all() or not heavy.any() or stages == "one":
             return self._start.plan(_on(problem, rest))
         kept = tuple(w for w in problem.workers if w.index in reserved)
@@ -274,8 +267,14 @@ class WorkStealing:
         return best
 
 
-MOST_RESERVED = 1
-"""Workers kept for the aggregator in a draft: with two of the paper's four, no draft came near the best."""
+MOST_RESERVED = 2
+"""Workers kept for the aggregator in a draft, and at most half of them."""
+
+LEAST_DRAFTS = 3
+"""So many drafts are played in every scene."""
+
+SPARED = (0.25, 0.5, 0.75)
+"""Shares of the expert stage by which a worker kept for the aggregator is done earlier, each in a draft."""
 
 LATE_SHARE = 0.1
 """Share of the aggregator's calls that are taken to become ready when the expert stage ends."""
@@ -325,7 +324,16 @@ class _Draft:
     plan: Plan
     held: _Held
     instances: Instances
-    expected: Rehearsed
+    formula: Rehearsed
+    plays: list[Rehearsed] = field(default_factory=list)
+
+    def makespan_s(self) -> float:
+        """The mean of its rehearsals, else by the formula."""
+        return float(np.mean([p.makespan_s for p in self.plays or [self.formula]]))
+
+    def expert_stage_s(self) -> float:
+        """The same for the expert stage."""
+        return float(np.mean([p.expert_stage_s for p in self.plays or [self.formula]]))
 
 
 @dataclass(frozen=True)
