@@ -61,8 +61,8 @@ def part(task: str, replicates: int, schedulers: tuple[str, ...], gates: tuple[s
 
     return whole.model_copy(
         update={
-            "schedulers": kept(PolicyKind.SCHEDULER, whole.schedulers, schedulers),
-            "gates": kept(PolicyKind.GATE, whole.gates, gates),
+            "schedulers": tuple(kept(PolicyKind.SCHEDULER, whole.schedulers, schedulers)),
+            "gates": tuple(kept(PolicyKind.GATE, whole.gates, gates)),
         }
     )
 

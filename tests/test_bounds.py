@@ -17,7 +17,13 @@ from mosaicsim.hardware.latency import (
     StepTables,
     TwoRegimeLatency,
 )
-from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
+from mosaicsim.schedulers.bounds import (
+    EngineLimits,
+    ExpertCalls,
+    call_work_s,
+    expert_stage_lower_bound,
+    filling_work_s,
+)
 from mosaicsim.workload.calls import CallTable, Ints
 
 A100 = TwoRegimeLatency(11.2e-3, 0.033e-3, 8.0e-8, 8.25e-3, 0.05e-3, 0.054e-3, 8.2e-8)
@@ -173,6 +179,47 @@ def test_no_engine_run_beats_the_bound(data: st.DataObject) -> None:
     bound = expert_stage_lower_bound(calls, output, engines, prefix_caching=caching)
     for part in (bound.work_s, bound.expert_s, bound.longest_call_s, bound.loads_s, bound.packing_s):
         assert part <= max(finish) * (1 + 1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    n_workers=st.integers(1, 3),
+    lengths=st.lists(st.integers(1, 200), min_size=3, max_size=24),
+    blocks=st.integers(60, 300),
+    seqs=st.integers(4, 24),
+    mixes=st.booleans(),
+    data=st.data(),
+)
+def test_no_run_beats_the_bound_with_caches_that_fill(
+    n_workers: int, lengths: list[int], blocks: int, seqs: int, mixes: bool, data: st.DataObject
+) -> None:
+    """Long calls in a small KV cache, wherever they go: workers alike, so that filling counts."""
+    tables = TwoRegimeLatency(1.0, 0.01, 1e-4, 0.5, 0.01, 0.001, 1e-4).compile(seqs, 600, HostOverhead())
+    config = EngineConfig("v1" if mixes else "v0", seqs, 600, 4, blocks, prefix_caching=False)
+    prompt, output = [1 + 3 * (i % 5) for i in range(len(lengths))], np.array(lengths)
+    host = np.array([data.draw(st.integers(0, n_workers - 1)) for _ in lengths])
+    finish = 0.0
+    for worker in np.unique(host):
+        own = np.flatnonzero(host == worker)
+        engine = Engine(config, tables)
+        engine.add([prompt[i] for i in own], output[own].tolist())
+        engine.advance()
+        finish = max(finish, engine.clock)
+    limit = EngineLimits(tables, 0.0, 4 * blocks, seqs, mixes)
+    calls = table([0] * len(lengths), prompt)
+    assert expert_stage_lower_bound(calls, output, [[limit] * n_workers]).seconds <= finish * (1 + 1e-9)
+
+
+def test_a_cache_that_fills_from_empty_costs_steps() -> None:
+    """20 calls need 50 steps until they fill 1,000 tokens: 25 full steps are lost to it, and must be charged."""
+    tables = TwoRegimeLatency(1.0, 0.0, 0.0, 1.0, 0.0, 10.0, 0.0).compile(64, 64, HostOverhead())
+    limit = EngineLimits(tables, 0.0, 1000, 64, mixes_prefill=False)
+    prompt, output = np.zeros(20), np.full(20, 301.0)
+    calls = ExpertCalls(prompt, output, np.ones(20, np.bool_))
+    attended = 20 * 300 * 301 / 2
+    assert call_work_s(calls, limit).sum() == pytest.approx(attended / 1000)
+    full = attended / 1000 + 25
+    assert filling_work_s(calls, limit, room_s=attended / 1000) == pytest.approx(full, rel=1e-6)
 
 
 def test_tokens_that_come_out_of_recomputation_are_not_charged_as_decodes() -> None:

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 
 import numpy as np
 
@@ -128,7 +130,9 @@ def _needs(calls: ExpertCalls, engines: Sequence[EngineLimits], work: Floats, lo
     led = [led_work_s(calls, engine) for engine in engines]
     lean, lead = np.min([pair[0] for pair in led], axis=0), np.min([pair[1] for pair in led], axis=0)
     order = np.argsort(-lead, kind="stable")
-    return ExpertNeeds(load_s, work.min(axis=0)[order], lean[order], lead[order])
+    alike = len(engines) == 1 and not engines[0].keeps_blocks
+    filling = partial(filling_work_s, calls, engines[0]) if alike else _no_work_s
+    return ExpertNeeds(load_s, work.min(axis=0)[order], lean[order], lead[order], filling)
 
 
 def _by_expert(
@@ -206,6 +210,49 @@ def led_work_s(calls: ExpertCalls, engine: EngineLimits) -> tuple[Floats, Floats
     return max(found, key=lambda pair: float(pair[0].sum() + pair[1].max()))
 
 
+def filling_work_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> float:
+    """Least engine time of all calls on hosts with ``room_s`` each, whose KV caches are empty at first.
+
+    In the t-th step of a host with n calls none has generated more than t tokens, so that at most
+    ``min(K, n (p + t))`` tokens are attended of a KV cache of K, if of each prompt p count at most. What the
+    host attends, x, then takes ``x / K + R(n)`` steps, ``R(n) = (K - n p)^2 / (2 n K)`` being lost while the
+    cache fills, or fewer where x is too little to fill it. In any case the steps are concave in x and convex
+    in n. A host attends at most X in its room; so hosts that attend ``h X`` in all lose at least
+    ``h R(n / h)`` with n calls in all (a chord in x, Jensen's inequality in n), which is convex in h. Its
+    tangent is charged to attended tokens, for those that are recomputed are none of them.
+    """
+    return max((_separable_filling_s(calls, one, room_s) for one in _separable(engine)), default=0.0)
+
+
+def _separable_filling_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> float:
+    """:func:`filling_work_s` for tables without a part by tokens."""
+    own, n, capacity = _own_prompt(calls), len(calls.prompt_tokens), float(engine.kv_capacity_tokens)
+    batch, counted = _mean_batch(calls, engine), float(own.mean())
+    (step_s, context), decodes = _decode_steps(engine), np.maximum(calls.output_tokens - 1, 0)
+    base, slope = _line_below(step_s, batch)
+    prompt = np.minimum(own, counted)
+    attended = float((decodes * prompt + decodes * (decodes + 1) / 2).sum())
+    longest = max(float((prompt + decodes).max()), 1.0)
+    least_s = context + base / capacity + slope / longest
+    if not attended or not least_s:
+        return 0.0
+    most = room_s / least_s
+    hosts = attended / most
+    if hosts > n:
+        return inf  # a call for each host is not enough
+    filled = hosts * capacity - n * counted
+    if filled <= 0:
+        return 0.0
+    charge = 1 / capacity + filled / (n * most)
+    tangent_s = base * ((hosts * capacity) ** 2 - (n * counted) ** 2) / (2 * n * capacity)
+    return float(_charged_s(calls, engine, batch, 0.0, charge, counted).sum()) - tangent_s
+
+
+def _no_work_s(room_s: float) -> float:
+    """Of unlike workers, or where blocks of preempted calls are kept, nothing is known of how caches fill."""
+    return 0.0
+
+
 def _mean_batch(calls: ExpertCalls, engine: EngineLimits) -> float:
     """The largest mean batch that sequences and KV cache allow."""
     decodes, full = np.maximum(calls.output_tokens - 1, 0), float(engine.max_num_seqs)
@@ -218,11 +265,16 @@ def _own_prompt(calls: ExpertCalls) -> Floats:
 
 
 def _charged_s(
-    calls: ExpertCalls, engine: EngineLimits, batch: float, a_token: float, a_context: float
+    calls: ExpertCalls,
+    engine: EngineLimits,
+    batch: float,
+    a_token: float,
+    a_context: float,
+    most_prompt: float = inf,
 ) -> Floats:
     """Least engine time of each call when a token pays so much of a step's base, and an attended one.
 
-    The line below the step costs is the highest at ``batch``.
+    The line below the step costs is the highest at ``batch``. Of a prompt at most ``most_prompt`` tokens pay.
     """
     decodes, own_prompt = np.maximum(calls.output_tokens - 1, 0), _own_prompt(calls)
     triangle = decodes * (decodes + 1) / 2
@@ -232,7 +284,7 @@ def _charged_s(
     base, slope = _line_below(step_s, batch)
     if engine.keeps_blocks and engine.mixes_prefill:
         base = min(base, engine.tables.mixed_base[0])
-    share = base * (a_token + a_context * own_prompt) + slope
+    share = base * (a_token + a_context * np.minimum(own_prompt, most_prompt)) + slope
     growth = base * a_context + context
     seconds = decodes * (share + context * calls.prompt_tokens) + growth * triangle
     if not engine.keeps_blocks:

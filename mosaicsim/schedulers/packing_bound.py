@@ -19,7 +19,7 @@ each of them a load. If all experts together need more than N T, no schedule is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
@@ -34,12 +34,17 @@ PRECISION = 1e-5
 
 @dataclass(frozen=True)
 class ExpertNeeds:
-    """What an expert's calls need, in seconds: columns of shape (n,), in descending order of ``lead_s``."""
+    """What an expert's calls need, in seconds: columns of shape (n,), in descending order of ``lead_s``.
+
+    ``filling_s(room)`` is the least engine time of all calls on hosts that have so much room, where that
+    is known to be more than ``work_s`` because every host's KV cache is empty at first.
+    """
 
     load_s: float
     work_s: Floats
     lean_s: Floats
     lead_s: Floats
+    filling_s: Callable[[float], float] = lambda _: 0.0
 
     def worker_s(self, makespan_s: float, n_workers: int) -> float:
         """Least worker time, loads included, that the expert takes up in a stage of this length."""
@@ -54,7 +59,7 @@ class ExpertNeeds:
     def _engine_s(self, room: float, n_workers: int) -> list[float]:
         """Engine time with 0, 1, 2, ... hosts counted as led; endless where a lead does not fit."""
         work, leads, held = float(self.work_s.sum()), 0.0, np.cumsum(self.lean_s)
-        needs = [work]
+        needs = [max(work, self.filling_s(room))]
         for j in range(1, n_workers + 1):
             few_hold = (j - 1) * np.maximum(room - self.lead_s, 0.0) * (1 + 1e-9)
             crowded = np.flatnonzero(held > few_hold)
