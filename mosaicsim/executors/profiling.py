@@ -11,10 +11,13 @@ import numpy as np
 from mosaicsim.executors.engine import Engine
 from mosaicsim.executors.session import EngineSpec
 from mosaicsim.schedulers.base import SessionCost
-from mosaicsim.workload.calls import Ints
+from mosaicsim.workload.calls import Floats, Ints
 
 LEAST_DRAWS, LEAST_CALLS = 3, 64
 """A point of the sweep is averaged over so many sessions, and over more of them while they are small."""
+
+SHARES = 20
+"""Shares of a session's calls for which the sweep tells when they have ended."""
 
 LARGEST_SESSION = 4096
 """Beyond it a session is in steady state: schedulers extend the sweep by its last slope."""
@@ -38,7 +41,8 @@ def profile_sessions(
     counts = _sizes(min(most_calls, LARGEST_SESSION))
     by_length = np.argsort(output_tokens, kind="stable")
     output, prompt = output_tokens[by_length], prompt_tokens[by_length]
-    seconds = [_mean_seconds(spec, output, prompt, n, None if longest_first else rng) for n in counts]
+    sessions = [_mean_session(spec, output, prompt, n, None if longest_first else rng) for n in counts]
+    seconds = [ended_s[-1] for ended_s in sessions]
     return SessionCost(
         load_s=spec.load_s,
         counts=np.array(counts, np.float64),
@@ -48,6 +52,7 @@ def profile_sessions(
         max_output_tokens=float(output_tokens.max()),
         reasoning=reasoning,
         sequences=spec.config.max_num_seqs,
+        progress=np.array([ended_s / ended_s[-1] for ended_s in sessions]),
     )
 
 
@@ -60,16 +65,18 @@ def _sizes(most_calls: int) -> list[int]:
     return [*sizes, max(1, most_calls)]
 
 
-def _mean_seconds(
+def _mean_session(
     spec: EngineSpec, output: Ints, prompt: Ints, n: int, rng: np.random.Generator | None
-) -> float:
-    """Mean time of a session of n of the calls (ascending in length), in random order or longest first.
+) -> Floats:
+    """Mean seconds until each share of n of the calls (ascending in length) has ended; shape (SHARES,).
+
+    The calls run in random order or longest first.
 
     Calls are drawn systematically, evenly spaced in length from a random start: every session has its share
     of long calls, so that what differs between draws is mainly when the longest ones get their turn.
     """
     draws = max(LEAST_DRAWS, LEAST_CALLS // n) if rng else 1
-    total = 0.0
+    total = np.zeros(SHARES)
     for _ in range(draws):
         start = rng.random() if rng else 0.5
         rows = ((np.arange(n) + start) * len(output) / n).astype(np.int64)
@@ -77,5 +84,6 @@ def _mean_seconds(
         engine = Engine(spec.config, spec.tables)
         engine.add(prompt[rows].tolist(), output[rows].tolist())
         engine.advance()
-        total += engine.clock
+        ended = np.sort(engine.finish)
+        total += ended[np.ceil(np.arange(1, SHARES + 1) * n / SHARES).astype(np.int64) - 1]
     return total / draws

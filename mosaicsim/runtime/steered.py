@@ -30,6 +30,7 @@ from mosaicsim.runtime.events import (
     WorkerLost,
 )
 from mosaicsim.runtime.orchestrator import AGGREGATOR, FRUITLESS_LOSSES, Orchestrator
+from mosaicsim.runtime.pace import Pace
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.questions import Questions
 from mosaicsim.runtime.runlog import PENDING, RunLog, SessionRow
@@ -63,6 +64,10 @@ def orchestrate(
     return Orchestrator(workload, pool, plan, scheduler, gate, problem_of, fallback, log)
 
 
+NEWS_CALLS = 16
+"""Calls that end in a session before its pace is looked at again."""
+
+
 @dataclass
 class Job:
     """A session, planned or under way: ``calls`` have not ended, in the order they are queued.
@@ -81,6 +86,7 @@ class Job:
     ready: bool = False
     ready_s: float = 0.0
     taken: int = 0
+    learnt: int = 0
     stopping: bool = False
     drained: bool = False
 
@@ -107,7 +113,9 @@ class SteeredRun:
         self._workload, self._pool, self._scheduler = workload, pool, scheduler
         self._course = plan.course
         self._questions = Questions(workload, gate, self.log, plan.course.held)
-        self._costs = problem_of(np.zeros(0, np.int64), pool.workers).costs
+        self._profiled = problem_of(np.zeros(0, np.int64), pool.workers).costs
+        self._costs = [list(row) for row in self._profiled]
+        self._paces = [Pace() for _ in self._costs]
         self._place = {w.index: i for i, w in enumerate(pool.workers)}
         self._lanes: dict[int, deque[Job]] = {w.index: deque() for w in pool.workers}
         self._running: dict[int, Job] = {}
@@ -177,9 +185,23 @@ class SteeredRun:
         ids = event.records.call_ids.tolist()
         for call in ids:
             del job.calls[call], self._job_of[call]
+        job.taken -= int(event.records.cancelled.sum())
+        self._learn(job, event.at_s)
         self._feed(job, event.at_s)
         self._judge(sorted({call // self._questions.k for call in ids if call < n}), event.at_s)
         self._fill_up(job, event.at_s)
+
+    def _learn(self, job: Job, now: float) -> None:
+        """Correct the expert's costs by the pace of its sessions, now and then."""
+        ended = job.taken - len(job.calls)
+        if job.expert == AGGREGATING or ended < job.learnt + NEWS_CALLS or job.number is None:
+            return
+        job.learnt, expert = ended, job.expert
+        profiled, pace = self._profiled[expert], self._paces[expert]
+        cost = profiled[self._place[job.workers[0]]]
+        if pace.see(job.number, job.taken, ended, now - job.ready_s, cost):
+            self._costs[expert] = [cost.at_pace(pace.factor) for cost in profiled]
+            self._news = True  # a worker that found nothing worth taking over may now
 
     def _judge(self, questions: Iterable[int], now: float) -> None:
         """Let the gate's word on these questions take effect."""
@@ -346,6 +368,8 @@ class SteeredRun:
         phase = self._phase()
         for worker in self._next_workers(now):
             lane = self._lanes[worker]
+            if lane and self._is_free(worker):
+                self._relieve(worker, now)
             while lane and lane[0].phase == phase and self._room(lane[0].workers):
                 self._start(lane.popleft(), now)
         if not self._experts_done and self._questions.all_ended:
@@ -418,7 +442,11 @@ class SteeredRun:
     # taking over
 
     def _is_idle(self, worker: int) -> bool:
-        if worker in self._awaits or self._lanes[worker] or not self._room((worker,)):
+        return not self._lanes[worker] and self._is_free(worker)
+
+    def _is_free(self, worker: int) -> bool:
+        """Whether the worker has no session under way and may take over calls."""
+        if worker in self._awaits or not self._room((worker,)):
             return False
         if any(worker in job.workers for job in self._running.values()):
             return False
@@ -429,8 +457,13 @@ class SteeredRun:
         return worker in self._course.reserved and self._questions.unsettled > 0 and len(self._alive) > 1
 
     def _relieve(self, worker: int, now: float) -> None:
-        """Let an idle worker take calls from another's session, if the scheduler finds that it pays."""
+        """Let a free worker take calls from another's session, if the scheduler finds that it pays.
+
+        What it has planned itself then waits, as may suit sessions that anyone can take later. Calls that the
+        executor has to give back first are for idle workers only.
+        """
         loads, jobs = [], []
+        own_s = self._backlog(worker, now)
         asked, phase = {number for number, _ in self._awaits.values()}, self._phase()
         for other in sorted(self._alive - {worker}):
             end_s = self._backlog(other, now)
@@ -438,6 +471,8 @@ class SteeredRun:
                 if len(job.workers) > 1 or job.drained or job.stopping or not job.calls:
                     continue
                 if job.number in asked or job.phase > phase:
+                    continue
+                if self._lanes[worker] and job.number is not None and not job.kept:
                     continue
                 here = (worker,)
                 if job.expert == AGGREGATING and here not in self._course.instances.groups:
@@ -453,6 +488,7 @@ class SteeredRun:
                         self._cost(job.expert, job.workers),
                         cost,
                         0.0 if self._has(here, job.expert) else cost.load_s,
+                        own_s,
                         job.number is not None,
                         len(job.kept) or len(job.calls),
                     )
@@ -472,7 +508,9 @@ class SteeredRun:
     def _take_over(self, job: Job, calls: list[int], worker: int) -> None:
         for call in calls:
             self._forget(job, call)
-        self._queue(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
+        taken = Job((worker,), job.expert, dict.fromkeys(calls), job.phase)
+        self._lanes[worker].appendleft(taken)
+        self._job_of.update(dict.fromkeys(calls, taken))
 
     def _move(self, event: CallsWithdrawn) -> None:
         """Start calls that were given back on the worker that asked for them, or give them another seat."""
@@ -484,6 +522,7 @@ class SteeredRun:
             job.drained = len(event.call_ids) < asked
             for call in calls:
                 job.calls.pop(call, None)
+            job.taken -= len(calls)
         for call in calls:
             self._job_of.pop(call, None)
         moot = self._questions.moot(calls)
@@ -578,7 +617,9 @@ class SteeredRun:
     def _left_s(self, job: Job, now: float) -> float:
         """Predicted seconds until a session is done, counted from its turn.
 
-        One under way is half forecast by what it was to take in all, half by what its calls left would take.
+        Of an expert's under way, what the profile says a session of its size still takes when so many calls
+        have ended, but no more than its calls left would take anew. Of the aggregator's, which gets its calls
+        one by one, half is forecast by what it was to take in all.
         """
         cost = self._cost(job.expert, job.workers)
         left = cost.predict_s(self._size(job))
@@ -586,6 +627,9 @@ class SteeredRun:
             return left + (0.0 if self._has(job.workers, job.expert) else cost.load_s)
         if not job.ready:
             return left + max(0.0, job.started_s + cost.load_s - now)
+        if job.expert != AGGREGATING and len(cost.progress):
+            ended = job.taken - len(job.calls)
+            return min(left, cost.predict_s(job.taken) - cost.ended_s(job.taken, ended / max(job.taken, 1)))
         due = job.ready_s + cost.predict_s(job.taken) - now
         return min(left, max(due, left / 4))
 

@@ -7,7 +7,7 @@ parties register one through the entry-point group ``mosaicsim.schedulers``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,7 +29,8 @@ class SessionCost:
     ``counts`` (ascending, starting at 1) and ``generate_s`` are the offline profiling sweep: seconds to
     generate for that many calibration calls in one session, load excluded. ``mean_output_tokens`` and
     ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before
-    they answer. ``sequences`` is the most the engine runs at once.
+    they answer. ``sequences`` is the most the engine runs at once. ``progress``, shape (sizes, shares), is
+    the part of a session's time after which 1/n, 2/n, ..., n/n of its calls have ended; empty: not known.
     """
 
     load_s: float
@@ -39,6 +40,19 @@ class SessionCost:
     max_output_tokens: float
     reasoning: bool
     sequences: int = 256
+    progress: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def ended_s(self, n_calls: float, share: float) -> float:
+        """Seconds until a share of the calls of a session of ``n_calls`` has ended; 0 where not known."""
+        if not len(self.progress):
+            return 0.0
+        shares = np.linspace(0, 1, self.progress.shape[1] + 1)
+        at_sizes = [np.interp(share, shares, [0.0, *row]) for row in self.progress]
+        return float(np.interp(n_calls, self.counts, at_sizes)) * self.predict_s(n_calls)
+
+    def at_pace(self, factor: float) -> SessionCost:
+        """The cost where generating takes ``factor`` times as long."""
+        return replace(self, generate_s=self.generate_s * factor)
 
     def predict_s(self, n_calls: float) -> float:
         """Seconds to generate ``n_calls``: interpolated in the sweep, extended by its last slope."""
@@ -221,12 +235,12 @@ class Seat:
 
 @dataclass(frozen=True)
 class Load:
-    """Calls of one session, under way or planned, of which an idle worker may take some over.
+    """Calls of one session, under way or planned, of which a free worker may take some over.
 
     ``calls`` have not ended, ``movable`` of them may be free to go; ``end_s`` is the predicted time until its
-    worker has done all it was given. ``cost`` is the session's where it is, ``cost_here`` on the idle worker,
-    where loading takes ``load_here_s`` (0: the model is there). ``running``: started calls stay where they
-    are.
+    worker has done all it was given. ``cost`` is the session's where it is, ``cost_here`` on the free worker,
+    where loading takes ``load_here_s`` (0: the model is there) and ``own_s`` is what that worker was itself
+    given to do, after what it takes over. ``running``: started calls stay where they are.
     """
 
     worker: int
@@ -236,6 +250,7 @@ class Load:
     cost: SessionCost
     cost_here: SessionCost
     load_here_s: float
+    own_s: float
     running: bool
     movable: int
 
@@ -261,7 +276,7 @@ class Steering(Scheduler, Protocol):
         ...
 
     def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:
-        """For an idle worker: from which load it takes how many calls; None: it stays idle."""
+        """For a free worker: from which load it takes how many calls; None: from none."""
         ...
 
 

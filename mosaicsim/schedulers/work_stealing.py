@@ -297,7 +297,7 @@ def balanced(load: Load) -> tuple[int, float]:
 
 
 def _taker_s(load: Load, n: int) -> float:
-    return load.load_here_s + load.cost_here.predict_s(n)
+    return load.own_s + load.load_here_s + load.cost_here.predict_s(n)
 
 
 def _giver_s(load: Load, n: int) -> float:
