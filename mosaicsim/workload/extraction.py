@@ -154,19 +154,20 @@ def _only_mentioned(text: str, question: Question) -> str | None:
     """The letter of the option whose text occurs, where one alone does ("Paris, Texas" hides "Paris")."""
     rest = canonical_text(text)
     found = []
-    for i, pattern in _mentions(tuple(question.options)):
-        rest, times = pattern.subn("\n", rest)
-        if times:
-            found.append(i)
+    for i, option in _spelled(tuple(question.options)):
+        # most options do not occur: looking for the plain text first spares compiling a pattern for each
+        if option in rest:
+            rest, times = re.subn(rf"(?<![\w.]){re.escape(option)}(?!\w|\.\d)", "\n", rest)
+            if times:
+                found.append(i)
     return question.letters[found[0]] if len(found) == 1 else None
 
 
 @lru_cache(KEPT_QUESTIONS)
-def _mentions(options: tuple[str, ...]) -> list[tuple[int, re.Pattern[str]]]:
-    """Each option and what finds it in a text, longest first."""
+def _spelled(options: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Each option in the spelling of canonical texts, longest first."""
     longest_first = sorted(range(len(options)), key=lambda i: len(options[i]), reverse=True)
-    patterns = (rf"(?<![\w.]){re.escape(canonical_text(options[i]))}(?!\w|\.\d)" for i in longest_first)
-    return list(zip(longest_first, map(re.compile, patterns), strict=True))
+    return [(i, canonical_text(options[i])) for i in longest_first]
 
 
 # open questions
