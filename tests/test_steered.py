@@ -206,6 +206,22 @@ def test_nothing_is_lost_when_workers_are(
     check(steered, makespan, workload, gate)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(["round_robin", "greedy"]),
+    st.sampled_from(GATES),
+    st.sampled_from([2, 4]),
+    st.integers(0, 1000),
+)
+def test_takeovers_leave_calls_alone_that_went_ahead_of_those_kept(
+    start: str, gate: tuple[str, dict[str, Any]], seats: int, seed: int
+) -> None:
+    """Enough calls for takeovers, few sequences: released calls join sessions that keep others back."""
+    workload = calibrated(make_workload(80, n_experts=4, seed=seed, answers=2))
+    steered, makespan = run(workload, gate, {"start": start, "scenes": 0}, seats=seats)
+    check(steered, makespan, workload, gate)
+
+
 def moved(steered: Seen) -> int:
     """Expert calls that ran on another worker than the one they were planned for."""
     worker_of = {number: row.spec.workers[0] for number, row in steered.log.sessions.items()}

@@ -497,7 +497,7 @@ class SteeredRun:
         if choice is None:
             return
         job, n = jobs[choice[0]], min(choice[1], loads[choice[0]].movable)
-        taken = list(job.calls)[-n:]
+        taken = list(job.kept or job.calls)[-n:]
         if job.number is None or job.kept:
             self._take_over(job, taken, worker)
             self._start(self._lanes[worker].popleft(), now)
