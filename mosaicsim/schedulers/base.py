@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,8 +47,11 @@ class SessionCost:
         """Seconds until a share of the calls of a session of ``n_calls`` has ended; 0 where not known."""
         if not len(self.progress):
             return 0.0
-        shares = np.linspace(0, 1, self.progress.shape[1] + 1)
-        at_sizes = [np.interp(share, shares, [0.0, *row]) for row in self.progress]
+        place = share * self.progress.shape[1]
+        above = min(max(ceil(place), 1), self.progress.shape[1])
+        upper = self.progress[:, above - 1]
+        lower = self.progress[:, above - 2] if above > 1 else np.zeros_like(upper)
+        at_sizes = lower + (upper - lower) * (place - above + 1)
         return float(np.interp(n_calls, self.counts, at_sizes)) * self.predict_s(n_calls)
 
     def at_pace(self, factor: float) -> SessionCost:
