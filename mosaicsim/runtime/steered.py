@@ -72,8 +72,10 @@ NEWS_CALLS = 16
 class Job:
     """A session, planned or under way: ``calls`` have not ended, in the order they are queued.
 
-    ``number`` is None until it starts. A ``drained`` one has been found to have no call that waits. ``kept``
-    calls are the last of ``calls``: the executor is not told of them until the engine has a sequence free.
+    ``number`` is None until it starts. A ``drained`` one has been found to have no call that waits. Of the
+    ``kept`` among its calls the executor is not told until the engine has a sequence free. ``taken`` counts
+    the calls it was given, less those that left it unfinished; ``learnt``, how many had ended when its pace
+    was last looked at.
     """
 
     workers: tuple[int, ...]
@@ -194,7 +196,8 @@ class SteeredRun:
     def _learn(self, job: Job, now: float) -> None:
         """Correct the expert's costs by the pace of its sessions, now and then."""
         ended = job.taken - len(job.calls)
-        if job.expert == AGGREGATING or ended < job.learnt + NEWS_CALLS or job.number is None:
+        shared = self._pool.slots > 1  # then seconds are not the session's own
+        if job.expert == AGGREGATING or ended < job.learnt + NEWS_CALLS or job.number is None or shared:
             return
         job.learnt, expert = ended, job.expert
         profiled, pace = self._profiled[expert], self._paces[expert]
@@ -242,11 +245,12 @@ class SteeredRun:
         calls = list(job.kept)[: max(free, 0)]
         for call in calls:
             del job.kept[call]
-        if free > 0 and not calls and (giver := self._giver(job, now)) is not None:
-            calls = list(giver.kept)[:1]
-            self._forget(giver, calls[0])
-            job.calls[calls[0]], self._job_of[calls[0]] = None, job
+        while len(calls) < free and (giver := self._giver(job, now)) is not None:
+            call = next(iter(giver.kept))
+            self._forget(giver, call)
+            job.calls[call], self._job_of[call] = None, job
             job.taken += 1
+            calls.append(call)
         if calls:
             self._executor.add_calls(self._spec(job, calls))
 
@@ -371,7 +375,9 @@ class SteeredRun:
             if lane and self._is_free(worker):
                 self._relieve(worker, now)
             while lane and lane[0].phase == phase and self._room(lane[0].workers):
-                self._start(lane.popleft(), now)
+                job = lane.popleft()
+                if job.calls:  # another worker may just have taken them all
+                    self._start(job, now)
         if not self._experts_done and self._questions.all_ended:
             self._experts_done, self.expert_stage_s = True, now
         for worker in self._next_workers(now):
@@ -508,9 +514,12 @@ class SteeredRun:
     def _take_over(self, job: Job, calls: list[int], worker: int) -> None:
         for call in calls:
             self._forget(job, call)
-        taken = Job((worker,), job.expert, dict.fromkeys(calls), job.phase)
-        self._lanes[worker].appendleft(taken)
-        self._job_of.update(dict.fromkeys(calls, taken))
+        self._put_first(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
+
+    def _put_first(self, job: Job) -> None:
+        """Plan a session before what its worker has planned."""
+        self._lanes[job.workers[0]].appendleft(job)
+        self._job_of.update(dict.fromkeys(job.calls, job))
 
     def _move(self, event: CallsWithdrawn) -> None:
         """Start calls that were given back on the worker that asked for them, or give them another seat."""
@@ -530,7 +539,7 @@ class SteeredRun:
             self.log.cancel_unstarted(call, event.at_s)
         calls = [c for c in calls if c not in moot]
         if calls and worker in self._alive and job is not None and self._pays(job, len(calls), worker):
-            self._queue(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
+            self._put_first(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
         elif calls and job is not None and not job.stopping:
             for call in calls:
                 self._join(job, call)

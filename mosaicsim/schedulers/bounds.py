@@ -213,13 +213,14 @@ def led_work_s(calls: ExpertCalls, engine: EngineLimits) -> tuple[Floats, Floats
 def filling_work_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> float:
     """Least engine time of all calls on hosts with ``room_s`` each, whose KV caches are empty at first.
 
-    In the t-th step of a host with n calls none has generated more than t tokens, so that at most
+    In the t-th decode step of a host with n calls none has generated more than t tokens, so that at most
     ``min(K, n (p + t))`` tokens are attended of a KV cache of K, if of each prompt p count at most. What the
-    host attends, x, then takes ``x / K + R(n)`` steps, ``R(n) = (K - n p)^2 / (2 n K)`` being lost while the
-    cache fills, or fewer where x is too little to fill it. In any case the steps are concave in x and convex
-    in n. A host attends at most X in its room; so hosts that attend ``h X`` in all lose at least
-    ``h R(n / h)`` with n calls in all (a chord in x, Jensen's inequality in n), which is convex in h. Its
-    tangent is charged to attended tokens, for those that are recomputed are none of them.
+    host attends, x, then takes ``x / K + R(n)`` steps or more, where ``R(n) = (K - n (p + 1))^2 / (2 n K)`` is
+    lost while the cache fills (p + 1, since steps are whole), or fewer where x is too little to fill it. In
+    any case the steps are concave in x and convex in n. A host attends at most X in its room; so hosts that
+    attend ``h X`` in all lose at least ``h R(n / h)`` with n calls in all (a chord in x, Jensen's inequality
+    in n), which is convex in h, as long as X fills the cache of a host with ``n / h`` calls. Its tangent is
+    charged to attended tokens, for those that are recomputed are none of them. 0: nothing is known.
     """
     return max((_separable_filling_s(calls, one, room_s) for one in _separable(engine)), default=0.0)
 
@@ -238,13 +239,11 @@ def _separable_filling_s(calls: ExpertCalls, engine: EngineLimits, room_s: float
         return 0.0
     most = room_s / least_s
     hosts = attended / most
-    if hosts > n:
-        return inf  # a call for each host is not enough
-    filled = hosts * capacity - n * counted
-    if filled <= 0:
+    at_once, whole = n * (counted + 1), hosts * capacity
+    if hosts > n or whole <= at_once or whole**2 - at_once**2 > 2 * n * attended:
         return 0.0
-    charge = 1 / capacity + filled / (n * most)
-    tangent_s = base * ((hosts * capacity) ** 2 - (n * counted) ** 2) / (2 * n * capacity)
+    charge = 1 / capacity + (whole - at_once) / (n * most)
+    tangent_s = base * (whole**2 - at_once**2) / (2 * n * capacity)
     return float(_charged_s(calls, engine, batch, 0.0, charge, counted).sum()) - tangent_s
 
 

@@ -253,7 +253,7 @@ class WorkStealing:
         return min(range(len(seats)), key=lambda i: done_s(seats[i]))
 
     def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:
-        """From the worker predicted to be busy longest, as many calls as make both done at once.
+        """Where it saves most, as many calls as make both workers done at once.
 
         Only if that saves more than the load it takes.
         """
