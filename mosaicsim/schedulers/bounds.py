@@ -215,9 +215,9 @@ def filling_work_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> f
 
     In the t-th decode step of a host with n calls none has generated more than t tokens, so that at most
     ``min(K, n (p + t))`` tokens are attended of a KV cache of K, if of each prompt p count at most. What the
-    host attends, x, then takes ``x / K + R(n)`` steps or more, where ``R(n) = (K - n (p + 1))^2 / (2 n K)`` is
-    lost while the cache fills (p + 1, since steps are whole), or fewer where x is too little to fill it. In
-    any case the steps are concave in x and convex in n. A host attends at most X in its room; so hosts that
+    host attends, x, then takes ``x / K + R(n)`` steps or more, where ``R(n) = (K - n (p + 1))^2 / (2 n K)``
+    is lost while the cache fills (p + 1, since steps are whole), or fewer where x is too little to fill it.
+    In any case steps are concave in x and convex in n. A host attends at most X in its room; so hosts that
     attend ``h X`` in all lose at least ``h R(n / h)`` with n calls in all (a chord in x, Jensen's inequality
     in n), which is convex in h, as long as X fills the cache of a host with ``n / h`` calls. Its tangent is
     charged to attended tokens, for those that are recomputed are none of them. 0: nothing is known.
