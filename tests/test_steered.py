@@ -220,7 +220,7 @@ def test_nothing_is_lost_when_workers_are(
     check(steered, makespan, workload, gate)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from(["round_robin", "greedy"]),
     st.sampled_from(GATES),
