@@ -102,7 +102,7 @@ def test_the_bound_holds_at_the_stated_confidence(name: str, options: dict[str, 
     rng = np.random.default_rng([*name.encode()])
     truth = world.questions(40_000, rng)
     gate = create("calibrated", {"bound_pp": 2, "confidence": 1 - level, **options})
-    losses = [loss(gate.fit(world.questions(250, rng)), truth) for _ in range(n_samples)]  # type: ignore[attr-defined]
+    losses = [loss(gate.fit(world.questions(250, rng)), truth) for _ in range(n_samples)]  # type: ignore[attr-defined]  # `create` says Gate; this one is fitted
     allowed = level + 3 * np.sqrt(level * (1 - level) / n_samples)
     assert np.mean(np.array(losses) > 2) <= allowed
 
@@ -242,7 +242,7 @@ def test_confidences_are_used_where_they_were_recorded() -> None:
 
     def slope(confidences: str, *, modelled: bool) -> float:
         gate = create("calibrated", {"confidences": confidences, "bound_pp": 50})
-        fitted = gate.fit(replace(sample, confidences_modelled=modelled))  # type: ignore[attr-defined]
+        fitted = gate.fit(replace(sample, confidences_modelled=modelled))  # type: ignore[attr-defined]  # `create` says Gate; this one is fitted
         return float(fitted._rule.evidence.slope)
 
     assert slope("recorded", modelled=False) > 2

@@ -13,7 +13,7 @@ from mosaicsim.executors.engine import Engine
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.runtime.pace import LARGEST_SHARE, LEAST_ENDED, PRIOR_CALLS, Pace
 from mosaicsim.schedulers.base import SessionCost
-from mosaicsim.workload.calls import Ints
+from mosaicsim.workload.calls import Ints, Workload
 
 RNG = np.random.default_rng
 N_CALLS = 200
@@ -72,12 +72,17 @@ def test_a_cost_at_another_pace_takes_in_proportion() -> None:
     assert slow.load_s == cost.load_s
 
 
+def wrongly_told(workload: Workload) -> Workload:
+    """Schedulers are told a tenth of expert 1's lengths."""
+    told = workload.calibration
+    short = tuple(np.maximum(own // 10, 1) if m == 1 else own for m, own in enumerate(told.output_tokens))
+    return replace(workload, calibration=replace(told, output_tokens=short))
+
+
 def test_calls_are_taken_over_from_an_expert_that_was_told_to_be_short() -> None:
     """Expert 1 writes ten times what was told: workers with little to do take its calls once that shows."""
     workload = calibrated(make_workload(500))
-    told = workload.calibration
-    short = tuple(np.maximum(own // 10, 1) if m == 1 else own for m, own in enumerate(told.output_tokens))
-    wrong = replace(workload, calibration=replace(told, output_tokens=short))
+    wrong = wrongly_told(workload)
     options = {"start": "greedy", "scenes": 0, "overlap": False}
     steered, makespan = run(wrong, ("always", {}), options)
     check(steered, makespan, workload, ("always", {}))
@@ -86,3 +91,29 @@ def test_calls_are_taken_over_from_an_expert_that_was_told_to_be_short() -> None
     assert len(hosts) > len({s.worker for s in steered.plan.sessions if s.expert == 1})
     alone, _ = run(wrong, ("always", {}), {**options, "steal": False})
     assert steered.expert_stage_s < 0.9 * alone.expert_stage_s
+
+
+def test_a_free_worker_helps_before_it_starts_what_it_has_planned() -> None:
+    """Some worker runs a session that was not planned for it, and one that was, later."""
+    workload = calibrated(make_workload(400, n_experts=5))
+    options = {"start": "round_robin", "overlap": False, "scenes": 0}
+    steered, makespan = run(wrongly_told(workload), ("always", {}), options)
+    check(steered, makespan, workload, ("always", {}))
+    planned = {(s.worker, s.expert) for s in steered.plan.sessions}
+    ran = [
+        (row.spec.workers[0], workload.experts.index(row.spec.expert))
+        for row in steered.log.sessions.values()
+        if row.stage == "expert"
+    ]
+    taken = [i for i, session in enumerate(ran) if session not in planned]
+    assert any(ran[j][0] == ran[i][0] and ran[j] in planned for i in taken for j in range(i + 1, len(ran)))
+
+
+def test_nothing_is_learnt_where_sessions_share_a_worker() -> None:
+    workload = calibrated(make_workload(200))
+    options = {"start": "greedy", "overlap": False, "scenes": 0}
+    for slots in (1, 2):
+        steered, _ = run(workload, ("always", {}), options, slots=slots)
+        costs = [steered._forecast.cost(m, (0,)) for m in range(3)]
+        profiled = [row[0] for row in steered._forecast._profiled]
+        assert all(a is b for a, b in zip(costs, profiled, strict=True)) == (slots == 2)

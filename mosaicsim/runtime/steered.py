@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -29,8 +29,9 @@ from mosaicsim.runtime.events import (
     WorkerBack,
     WorkerLost,
 )
+from mosaicsim.runtime.forecast import Forecast
+from mosaicsim.runtime.job import Job
 from mosaicsim.runtime.orchestrator import AGGREGATOR, FRUITLESS_LOSSES, Orchestrator
-from mosaicsim.runtime.pace import Pace
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.questions import Questions
 from mosaicsim.runtime.runlog import PENDING, RunLog, SessionRow
@@ -41,7 +42,6 @@ from mosaicsim.schedulers.base import (
     Problem,
     Scheduler,
     Seat,
-    SessionCost,
     Steering,
     WorkerView,
 )
@@ -62,35 +62,6 @@ def orchestrate(
     if plan.course is not None and isinstance(scheduler, Steering):
         return SteeredRun(workload, pool, plan, scheduler, gate, problem_of, log)
     return Orchestrator(workload, pool, plan, scheduler, gate, problem_of, fallback, log)
-
-
-NEWS_CALLS = 16
-"""Calls that end in a session before its pace is looked at again."""
-
-
-@dataclass
-class Job:
-    """A session, planned or under way: ``calls`` have not ended, in the order they are queued.
-
-    ``number`` is None until it starts. A ``drained`` one has been found to have no call that waits. Of the
-    ``kept`` among its calls the executor is not told until the engine has a sequence free. ``taken`` counts
-    the calls it was given, less those that left it unfinished; ``learnt``, how many had ended when its pace
-    was last looked at.
-    """
-
-    workers: tuple[int, ...]
-    expert: int
-    calls: dict[int, None]
-    phase: int = 0
-    kept: dict[int, None] = field(default_factory=dict)
-    number: int | None = None
-    started_s: float = 0.0
-    ready: bool = False
-    ready_s: float = 0.0
-    taken: int = 0
-    learnt: int = 0
-    stopping: bool = False
-    drained: bool = False
 
 
 class SteeredRun:
@@ -115,10 +86,8 @@ class SteeredRun:
         self._workload, self._pool, self._scheduler = workload, pool, scheduler
         self._course = plan.course
         self._questions = Questions(workload, gate, self.log, plan.course.held)
-        self._profiled = problem_of(np.zeros(0, np.int64), pool.workers).costs
-        self._costs = [list(row) for row in self._profiled]
-        self._paces = [Pace() for _ in self._costs]
-        self._place = {w.index: i for i, w in enumerate(pool.workers)}
+        profiled = problem_of(np.zeros(0, np.int64), pool.workers).costs
+        self._forecast = Forecast(workload, pool, profiled, plan.course.instances)
         self._lanes: dict[int, deque[Job]] = {w.index: deque() for w in pool.workers}
         self._running: dict[int, Job] = {}
         self._alive = {w.index for w in pool.workers}
@@ -130,7 +99,6 @@ class SteeredRun:
         self._last_phase = max((session.phase for session in plan.sessions), default=0)
         self._serial = max(self.log.sessions, default=-1) + 1
         self._experts_done = False
-        self._weights = self._aggregator_weights()
         self._fruitless_losses = 0
         self._news = False
 
@@ -188,23 +156,11 @@ class SteeredRun:
         for call in ids:
             del job.calls[call], self._job_of[call]
         job.taken -= int(event.records.cancelled.sum())
-        self._learn(job, event.at_s)
+        if self._forecast.learn(job, event.at_s):
+            self._news = True  # a worker that found nothing worth taking over may now
         self._feed(job, event.at_s)
         self._judge(sorted({call // self._questions.k for call in ids if call < n}), event.at_s)
         self._fill_up(job, event.at_s)
-
-    def _learn(self, job: Job, now: float) -> None:
-        """Correct the expert's costs by the pace of its sessions, now and then."""
-        ended = job.taken - len(job.calls)
-        shared = self._pool.slots > 1  # then seconds are not the session's own
-        if job.expert == AGGREGATING or ended < job.learnt + NEWS_CALLS or job.number is None or shared:
-            return
-        job.learnt, expert = ended, job.expert
-        profiled, pace = self._profiled[expert], self._paces[expert]
-        cost = profiled[self._place[job.workers[0]]]
-        if pace.see(job.number, job.taken, ended, now - job.ready_s, cost):
-            self._costs[expert] = [cost.at_pace(pace.factor) for cost in profiled]
-            self._news = True  # a worker that found nothing worth taking over may now
 
     def _judge(self, questions: Iterable[int], now: float) -> None:
         """Let the gate's word on these questions take effect."""
@@ -241,7 +197,7 @@ class SteeredRun:
         """Tell the executor of a kept call for each that ended; where none is kept, take one over."""
         if job.expert == AGGREGATING or job.stopping:
             return
-        free = self._cost(job.expert, job.workers).sequences - (len(job.calls) - len(job.kept))
+        free = self._forecast.cost(job.expert, job.workers).sequences - (len(job.calls) - len(job.kept))
         calls = list(job.kept)[: max(free, 0)]
         for call in calls:
             del job.kept[call]
@@ -290,7 +246,7 @@ class SteeredRun:
         seats: list[Seat] = []
         jobs: list[Job] = []
         backlog = {w: self._backlog(w, now) for w in sorted(self._alive)}
-        weight = self._weight(call)
+        weight = self._forecast.weight(call)
         for group in self._groups(expert):
             if not set(group) <= self._alive:
                 continue
@@ -301,11 +257,11 @@ class SteeredRun:
                     own = job
                     break
                 before_s += self._left_s(job, now)
-            cost = self._cost(expert, group)
+            cost = self._forecast.cost(expert, group)
             if own is not None:
                 wait_s = before_s + (0.0 if own.ready else cost.load_s)
                 jobs.append(own)
-                seats.append(Seat(group[0], self._size(own), weight, cost, wait_s))
+                seats.append(Seat(group[0], self._forecast.size(own), weight, cost, wait_s))
             elif not self._may_host(expert, group):
                 continue
             else:
@@ -415,7 +371,9 @@ class SteeredRun:
             ids = np.array(list(job.calls), np.int64)
             arranged = self._scheduler.arrange(ids, self._questions.observed())
             job.calls = dict.fromkeys(arranged.tolist())
-            job.kept = dict.fromkeys(arranged[self._cost(job.expert, job.workers).sequences :].tolist())
+            job.kept = dict.fromkeys(
+                arranged[self._forecast.cost(job.expert, job.workers).sequences :].tolist()
+            )
         spec = self._spec(job, [call for call in job.calls if call not in job.kept])
         self.log.sessions[spec.session] = SessionRow(
             spec, AGGREGATOR if job.expert == AGGREGATING else "expert", now
@@ -483,7 +441,7 @@ class SteeredRun:
                 here = (worker,)
                 if job.expert == AGGREGATING and here not in self._course.instances.groups:
                     continue
-                cost = self._cost(job.expert, here)
+                cost = self._forecast.cost(job.expert, here)
                 jobs.append(job)
                 loads.append(
                     Load(
@@ -491,7 +449,7 @@ class SteeredRun:
                         job.expert,
                         len(job.calls),
                         end_s,
-                        self._cost(job.expert, job.workers),
+                        self._forecast.cost(job.expert, job.workers),
                         cost,
                         0.0 if self._has(here, job.expert) else cost.load_s,
                         own_s,
@@ -550,7 +508,7 @@ class SteeredRun:
 
     def _pays(self, job: Job, n: int, worker: int) -> bool:
         """Whether taking over so many calls, fewer than asked for perhaps, still is worth the load."""
-        cost, here = self._cost(job.expert, job.workers), self._cost(job.expert, (worker,))
+        cost, here = self._forecast.cost(job.expert, job.workers), self._forecast.cost(job.expert, (worker,))
         load = 0.0 if self._has((worker,), job.expert) else here.load_s
         before = cost.predict_s(len(job.calls) + n)
         return before - max(cost.predict_s(len(job.calls)), load + here.predict_s(n)) > load
@@ -609,12 +567,6 @@ class SteeredRun:
             return self._course.instances.groups
         return tuple((w.index,) for w in self._pool.workers)
 
-    def _cost(self, expert: int, group: tuple[int, ...]) -> SessionCost:
-        if expert == AGGREGATING:
-            instances = self._course.instances
-            return instances.costs[instances.groups.index(group)]
-        return self._costs[expert][self._place[group[0]]]
-
     def _has(self, group: tuple[int, ...], expert: int) -> bool:
         """Whether the model is there already."""
         return len(group) == 1 and self._holds.get(group[0]) == expert
@@ -624,43 +576,7 @@ class SteeredRun:
         return [job for job in self._running.values() if worker in job.workers] + list(self._lanes[worker])
 
     def _left_s(self, job: Job, now: float) -> float:
-        """Predicted seconds until a session is done, counted from its turn.
-
-        Of an expert's under way, what the profile says a session of its size still takes when so many calls
-        have ended, but no more than its calls left would take anew. Of the aggregator's, which gets its calls
-        one by one, half is forecast by what it was to take in all.
-        """
-        cost = self._cost(job.expert, job.workers)
-        left = cost.predict_s(self._size(job))
-        if job.number is None:
-            return left + (0.0 if self._has(job.workers, job.expert) else cost.load_s)
-        if not job.ready:
-            return left + max(0.0, job.started_s + cost.load_s - now)
-        if job.expert != AGGREGATING and len(cost.progress):
-            ended = job.taken - len(job.calls)
-            return min(left, cost.predict_s(job.taken) - cost.ended_s(job.taken, ended / max(job.taken, 1)))
-        due = job.ready_s + cost.predict_s(job.taken) - now
-        return min(left, max(due, left / 4))
-
-    def _size(self, job: Job) -> float:
-        """Calls left in a session; the aggregator's by their prompts, which every token has to read."""
-        if job.expert != AGGREGATING:
-            return len(job.calls)
-        n, weights = len(self._workload.calls), self._weights
-        return sum([weights[call - n] for call in job.calls])
-
-    def _weight(self, call: int) -> float:
-        """What a call counts for, in calls of average size."""
-        n = len(self._workload.calls)
-        return 1.0 if call < n else self._weights[call - n]
-
-    def _aggregator_weights(self) -> list[float]:
-        """What each question's aggregator call counts for: its prompt is known, its output the average."""
-        seen = self._workload.calibration.aggregator_prompt_tokens
-        mean = max(float(seen.mean()), 1.0) if len(seen) else 1.0
-        output = self._course.instances.costs[0].mean_output_tokens
-        weights: list[float] = ((self._workload.aggregator.prompt_tokens + output) / (mean + output)).tolist()
-        return weights
+        return self._forecast.left_s(job, now, there=self._has(job.workers, job.expert))
 
     def _backlog(self, worker: int, now: float) -> float:
         """Predicted seconds until a worker has done what it was given."""

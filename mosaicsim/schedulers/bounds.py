@@ -26,7 +26,7 @@ from math import inf
 import numpy as np
 
 from mosaicsim.hardware.latency import StepTables
-from mosaicsim.schedulers.packing_bound import ExpertNeeds, packing_bound
+from mosaicsim.schedulers.packing_bound import ExpertNeeds, not_known, packing_bound
 from mosaicsim.workload.calls import Bools, CallTable, Floats, Ints
 
 
@@ -130,8 +130,9 @@ def _needs(calls: ExpertCalls, engines: Sequence[EngineLimits], work: Floats, lo
     led = [led_work_s(calls, engine) for engine in engines]
     lean, lead = np.min([pair[0] for pair in led], axis=0), np.min([pair[1] for pair in led], axis=0)
     order = np.argsort(-lead, kind="stable")
-    alike = len(engines) == 1 and not engines[0].keeps_blocks
-    filling = partial(filling_work_s, calls, engines[0]) if alike else _no_work_s
+    # how caches fill is known of workers alike that drop a preempted call's blocks
+    known = len(engines) == 1 and not engines[0].keeps_blocks
+    filling = partial(filling_work_s, calls, engines[0]) if known else not_known
     return ExpertNeeds(load_s, work.min(axis=0)[order], lean[order], lead[order], filling)
 
 
@@ -222,7 +223,7 @@ def filling_work_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> f
     in n), which is convex in h, as long as X fills the cache of a host with ``n / h`` calls. Its tangent is
     charged to attended tokens, for those that are recomputed are none of them. 0: nothing is known.
     """
-    return max((_separable_filling_s(calls, one, room_s) for one in _separable(engine)), default=0.0)
+    return max(_separable_filling_s(calls, one, room_s) for one in _separable(engine))
 
 
 def _separable_filling_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> float:
@@ -245,11 +246,6 @@ def _separable_filling_s(calls: ExpertCalls, engine: EngineLimits, room_s: float
     charge = 1 / capacity + (whole - at_once) / (n * most)
     tangent_s = base * (whole**2 - at_once**2) / (2 * n * capacity)
     return float(_charged_s(calls, engine, batch, 0.0, charge, counted).sum()) - tangent_s
-
-
-def _no_work_s(room_s: float) -> float:
-    """Of unlike workers, or where blocks of preempted calls are kept, nothing is known of how caches fill."""
-    return 0.0
 
 
 def _mean_batch(calls: ExpertCalls, engine: EngineLimits) -> float:

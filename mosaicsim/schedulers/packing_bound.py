@@ -32,6 +32,11 @@ PRECISION = 1e-5
 """Relative width at which the bisection stops; its lower end is the bound."""
 
 
+def not_known(room_s: float) -> float:
+    """No engine time is known to be lost while KV caches fill."""
+    return 0.0
+
+
 @dataclass(frozen=True)
 class ExpertNeeds:
     """What an expert's calls need, in seconds: columns of shape (n,), in descending order of ``lead_s``.
@@ -44,7 +49,7 @@ class ExpertNeeds:
     work_s: Floats
     lean_s: Floats
     lead_s: Floats
-    filling_s: Callable[[float], float] = lambda _: 0.0
+    filling_s: Callable[[float], float] = not_known
 
     def worker_s(self, makespan_s: float, n_workers: int) -> float:
         """Least worker time, loads included, that the expert takes up in a stage of this length."""
