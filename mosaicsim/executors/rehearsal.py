@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from mosaicsim.aggregation.base import Decision, GateOptions, Verdict
+from mosaicsim.executors.runaways import Runaways, without
 from mosaicsim.executors.simulated import SimulatedCluster, SimulatedExecutor
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.steered import orchestrate
@@ -46,10 +47,14 @@ class Rehearsal:
         self._cluster, self._pool = cluster, pool
         self._experts, self._calls, self._calibration = tuple(experts), calls, calibration
         self._rng = rng
+        self._runaways = Runaways.of(calibration)
         self._scenes: dict[int, Workload] = {}
 
     def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
-        """Play a plan to its end under ``problem.gate``; without a gate the expert stage alone."""
+        """Play a plan to its end under ``problem.gate``; without a gate the expert stage alone.
+
+        No aggregator call of the play runs away; the makespan is the mean over whether and which one does.
+        """
         workload = self._scene(scene)
         gate = problem.gate if problem.gate is not None else _NoneAsks()
 
@@ -63,6 +68,10 @@ class Rehearsal:
         )
         reactive = gate.cancels or plan.course is not None
         makespan = SimulatedExecutor(self._cluster(), lengths, answers, reactive=reactive).run(run)
+        if plan.course is not None:
+            starts = run.log.start_s[len(workload.calls) :]
+            alone = plan.course.instances.costs[0]
+            makespan = self._runaways.expected_makespan_s(makespan, starts[starts >= 0], alone)
         ends = dict.fromkeys((w.index for w in self._pool.workers), 0.0)
         for row in run.log.sessions.values():
             if row.stage == "expert" and row.usage is not None:
@@ -95,7 +104,7 @@ class Rehearsal:
             outcomes=Outcomes(lengths, lengths, answers, np.zeros(len(calls), np.bool_)),
             aggregator=AggregatorCalls(
                 seen.aggregator_prompt_tokens[source],
-                _with_unseen(seen, seen.aggregator_output_tokens[source], rng),
+                without(seen.aggregator_output_tokens, seen.aggregator_output_tokens[source], rng),
                 np.zeros(n, np.bool_),
             ),
             calibration=seen,
@@ -112,17 +121,6 @@ def _alike(wanted: Ints, known: Ints, rng: np.random.Generator) -> Ints:
         rounds = [rng.permutation(rows) for _ in range(-(-n // len(rows)))]
         source[here] = np.concatenate(rounds)[:n]
     return source
-
-
-def _with_unseen(seen: Calibration, output_tokens: Ints, rng: np.random.Generator) -> Ints:
-    """Aggregator lengths, some as long as any model was seen to write, though the aggregator was not.
-
-    What n calls have not shown has chance 1 / (n + 2) (Laplace's rule of succession). A call that never stops
-    by itself is so rare that few calibration questions have one, and so long that it ends a run.
-    """
-    n, longest = len(seen.aggregator_output_tokens), max(int(own.max()) for own in seen.output_tokens)
-    unseen = (rng.random(len(output_tokens)) < 1 / (n + 2)) & (longest > seen.aggregator_output_tokens.max())
-    return np.where(unseen, longest, output_tokens)
 
 
 class _NoneAsks:
