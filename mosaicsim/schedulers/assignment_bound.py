@@ -38,10 +38,12 @@ import numpy as np
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.schedulers.hosted_calls import HostedCalls
 from mosaicsim.schedulers.linear_model import LinearModel, Term
-from mosaicsim.workload.calls import CallTable, Floats, Ints
+from mosaicsim.workload.calls import CallTable, Ints
 
 GRAIN = 0.02
 """Classes are cut so that the steps of the longest call take about this part of the makespan in each."""
+
+FEWEST_CLASSES, MOST_CLASSES = 2, 32
 
 GAP = 1e-3
 NODE_LIMIT = 6_000
@@ -113,12 +115,16 @@ def _steps_needed(expert: HostedCalls, parts: Sequence[slice]) -> Iterator[Steps
     """All that is known of the decode steps of a host of the expert."""
     engine = expert.engine
     cache, full = float(engine.kv_capacity_tokens), float(engine.max_num_seqs)
-    all_blocks = expert.lines(expert.blocks_after(0.0) / cache, parts)
     spared = (engine.block_size - 1) / cache, 1 / cache
+    all_blocks = expert.lines(expert.blocks_after(0.0) / cache, parts)
+    yield StepsNeeded(0, 0.0, *all_blocks, *spared)
+    yield StepsNeeded(0, 0.0, *expert.lines(expert.decodes / full, parts), 1 / full)
     for c, part in enumerate(parts):
         shortest = float(expert.decodes[part.start])
-        m = max(shortest - 1, 0.0)
         yield StepsNeeded(c, shortest)
+        if shortest <= 1:
+            continue
+        m = shortest - 1
         yield StepsNeeded(c, m, *expert.lines(expert.blocks_after(m) / cache, parts), *spared)
         yield StepsNeeded(c, m, *expert.lines(np.maximum(expert.decodes - m, 0.0) / full, parts), 1 / full)
         begun = m - expert.most_blocks(m) / cache
@@ -196,7 +202,8 @@ def _model(experts: Sequence[HostedCalls], n_workers: int, grain_s: float) -> tu
 
 def _hosts(model: LinearModel, expert: HostedCalls, n_workers: int, grain_s: float) -> list[_Host]:
     """An expert on each worker; together they have all its calls."""
-    parts = expert.classes(max(2, ceil(expert.step[0] * float(expert.decodes[-1]) / grain_s)))
+    longest_s = expert.step[0] * float(expert.decodes[-1])
+    parts = expert.classes(ceil(min(max(longest_s / grain_s, FEWEST_CLASSES), MOST_CLASSES)))
     hosts = [_Host(model, expert, parts) for _ in range(n_workers)]
     for needed in _steps_needed(expert, parts):
         for host in hosts:

@@ -15,10 +15,10 @@ from mosaicsim.workload.calls import Floats
 
 @dataclass(frozen=True)
 class HostedCalls:
-    """Calls in ascending order of ``decodes``, the tokens after a call's first; columns of shape (n,), n > 0.
+    """Calls in ascending order of ``decodes``, the tokens after a call's first; columns of shape (n > 0,).
 
-    The engine is one of V0 without prefix caching. Token g = 1..decodes of a call attends ``prompt_tokens + g``
-    tokens, and while it is decoded the call's blocks take up as many, rounded up to whole blocks.
+    The engine is one of V0 without prefix caching. Token g = 1..decodes of a call attends ``prompt_tokens``
+    and g tokens, and while it is decoded the call's blocks take up as many, rounded up to whole blocks.
     """
 
     prompt_tokens: Floats
@@ -63,7 +63,8 @@ class HostedCalls:
 
     def classes(self, most: int) -> list[slice]:
         """About ``most`` runs of calls at most, cut by decodes and lean seconds alike; the longest apart."""
-        height = self.decodes / max(self.decodes[-1], 1) + np.cumsum(self.lean_s) / max(self.lean_s.sum(), 1e-9)
+        longest, lean_s = max(self.decodes[-1], 1), max(self.lean_s.sum(), 1e-9)
+        height = self.decodes / longest + np.cumsum(self.lean_s) / lean_s
         levels = height[0] + (height[-1] - height[0]) * np.arange(most) / most
         cuts = self.decodes[[*np.searchsorted(height, levels), -1]]
         first = np.unique(np.searchsorted(self.decodes, cuts)).tolist()
@@ -74,15 +75,26 @@ class HostedCalls:
 
         The first is the part's number of calls times the line at 0.
         """
-        at_none, a_second = [], []
-        for part in parts:
-            lean_s, own = self.lean_s[part], cost[part]
-            spread = lean_s - lean_s.mean()
-            variance = float(spread @ spread)
-            slope = float(spread @ own) / variance if variance > 0 else 0.0
-            a_second.append(slope)
-            at_none.append(len(own) * float((own - slope * lean_s).min()))
-        return at_none, a_second
+        lines = [_line_below(self.lean_s[part], cost[part]) for part in parts]
+        at_none = [(part.stop - part.start) * height for part, (height, _) in zip(parts, lines, strict=True)]
+        return at_none, [slope for _, slope in lines]
+
+
+def _line_below(x: Floats, y: Floats) -> tuple[float, float]:
+    """Height at 0 and slope of a line that no point is below, as high as can be at the mean of ``x``.
+
+    It goes through two points on either side of the mean, found like a facet of the convex hull; however
+    these are chosen, the height is taken so that the line stays below.
+    """
+    middle, left, right = float(x.mean()), int(np.argmin(x)), int(np.argmax(x))
+    slope = 0.0
+    while x[left] < x[right]:
+        slope = float((y[right] - y[left]) / (x[right] - x[left]))
+        lowest = int(np.argmin(y - slope * x))
+        if (y - slope * x)[lowest] >= (y - slope * x)[left] - 1e-9 * (1 + abs(y[left])):
+            break
+        left, right = (lowest, right) if x[lowest] <= middle else (left, lowest)
+    return float((y - slope * x).min()), slope
 
 
 def _rounded_up_sum(numbers: Floats, size: int) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
+from typing import Any, cast
 
 import highspy
 import numpy as np
@@ -42,7 +43,7 @@ class LinearModel:
         The search ends at the relative ``gap``, or at a limit; short of the time limit it is deterministic.
         -inf where HiGHS found no bound.
         """
-        highs = highspy.Highs()
+        highs: Any = cast(Any, highspy).Highs()
         options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_rel_gap": gap}
         for name, value in {**options, "mip_max_nodes": node_limit, "time_limit": time_limit_s}.items():
             highs.setOptionValue(name, value)
