@@ -6,6 +6,7 @@ import numpy as np
 
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.session import EngineSpec
+from mosaicsim.schedulers.assignment_bound import assignment_bound
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.workload.calls import Bools, Workload
 
@@ -15,20 +16,37 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
 
     A call that a gate cancelled is not part of the work, whatever it cost.
     """
-    engines, prefix_caching = [], False
-    for name in workload.experts:
-        specs = [fleet.engine_of(name, (w.index,)) for w in fleet.pool.workers]
-        prefix_caching = specs[0].config.prefix_caching
-        engines.append([limits_of(spec) for spec in specs])
     bound = expert_stage_lower_bound(
         workload.calls,
         workload.outcomes.output_tokens,
-        engines,
+        _engines(fleet, workload),
         finished=np.flatnonzero(finished),
-        prefix_caching=prefix_caching,
+        prefix_caching=_prefix_caching(fleet, workload),
         slots=fleet.pool.slots,
     )
     return bound.seconds
+
+
+def assignment_bound_of_stage(fleet: Fleet, workload: Workload) -> float:
+    """Seconds no schedule of all expert calls can beat: a higher bound that takes up to minutes to find."""
+    return assignment_bound(
+        workload.calls,
+        workload.outcomes.output_tokens,
+        _engines(fleet, workload),
+        prefix_caching=_prefix_caching(fleet, workload),
+        slots=fleet.pool.slots,
+    )
+
+
+def _engines(fleet: Fleet, workload: Workload) -> list[list[EngineLimits]]:
+    """What bounds each expert's engine on each worker."""
+    workers = fleet.pool.workers
+    return [[limits_of(fleet.engine_of(name, (w.index,))) for w in workers] for name in workload.experts]
+
+
+def _prefix_caching(fleet: Fleet, workload: Workload) -> bool:
+    worker = fleet.pool.workers[0].index
+    return any(fleet.engine_of(name, (worker,)).config.prefix_caching for name in workload.experts)
 
 
 def limits_of(spec: EngineSpec) -> EngineLimits:

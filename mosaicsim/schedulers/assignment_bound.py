@@ -28,10 +28,11 @@ Workers alike may be numbered by their steps for the expert with the most work.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil
+from math import ceil, floor
 
 import numpy as np
 
@@ -45,7 +46,7 @@ GRAIN = 0.02
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 32
 
-GAP = 1e-3
+GAP = 5e-4
 NODE_LIMIT = 6_000
 TIME_LIMIT_S = 900.0
 """A guard: the result of a search that it ends is not deterministic."""
@@ -111,25 +112,36 @@ class StepsNeeded:
     attended: float = 0.0
 
 
-def _steps_needed(expert: HostedCalls, parts: Sequence[slice]) -> Iterator[StepsNeeded]:
-    """All that is known of the decode steps of a host of the expert."""
+def _steps_needed(expert: HostedCalls, parts: Sequence[slice], n_workers: int) -> Iterator[StepsNeeded]:
+    """What is known of the decode steps of a host of the expert."""
     engine = expert.engine
     cache, full = float(engine.kv_capacity_tokens), float(engine.max_num_seqs)
     spared = (engine.block_size - 1) / cache, 1 / cache
     all_blocks = expert.lines(expert.blocks_after(0.0) / cache, parts)
-    yield StepsNeeded(0, 0.0, *all_blocks, *spared)
-    yield StepsNeeded(0, 0.0, *expert.lines(expert.decodes / full, parts), 1 / full)
-    for c, part in enumerate(parts):
-        shortest = float(expert.decodes[part.start])
-        yield StepsNeeded(c, shortest)
-        if shortest <= 1:
-            continue
-        m = shortest - 1
+    for c, m in _after_steps(expert, parts, n_workers):
         yield StepsNeeded(c, m, *expert.lines(expert.blocks_after(m) / cache, parts), *spared)
         yield StepsNeeded(c, m, *expert.lines(np.maximum(expert.decodes - m, 0.0) / full, parts), 1 / full)
         begun = m - expert.most_blocks(m) / cache
         if begun > 0:
             yield StepsNeeded(c, begun, *all_blocks, *spared)
+    for c, part in enumerate(parts):
+        yield StepsNeeded(c, float(expert.decodes[part.start]))
+
+
+def _after_steps(expert: HostedCalls, parts: Sequence[slice], n_workers: int) -> Iterator[tuple[int, float]]:
+    """Numbers of steps m to count the tokens after, each with the first class whose calls all have more.
+
+    From the first step on; from the longest that each class has; and from when 1, 2, ... hosts with equal
+    numbers of calls, or hosts with as many as can run, have filled their caches.
+    """
+    shortest = [float(expert.decodes[part.start]) for part in parts]
+    yield 0, 0.0
+    yield from ((c, d - 1) for c, d in enumerate(shortest) if d > 1)
+    running = [len(expert.decodes) / hosts for hosts in range(1, n_workers + 1)]
+    for calls in sorted({*running, min(float(expert.engine.max_num_seqs), running[0])}):
+        m = floor(expert.engine.kv_capacity_tokens / calls - expert.prompt_tokens.mean())
+        if 0 < m < shortest[-1]:
+            yield bisect_right(shortest, m), float(m)
 
 
 class _Host:
@@ -205,7 +217,7 @@ def _hosts(model: LinearModel, expert: HostedCalls, n_workers: int, grain_s: flo
     longest_s = expert.step[0] * float(expert.decodes[-1])
     parts = expert.classes(ceil(min(max(longest_s / grain_s, FEWEST_CLASSES), MOST_CLASSES)))
     hosts = [_Host(model, expert, parts) for _ in range(n_workers)]
-    for needed in _steps_needed(expert, parts):
+    for needed in _steps_needed(expert, parts, n_workers):
         for host in hosts:
             host.need(model, needed)
     for c, part in enumerate(parts):

@@ -12,6 +12,12 @@ import numpy as np
 Term = tuple[int, float]
 """A variable, by its number, and its coefficient."""
 
+_WITH_BOUND = (
+    highspy.HighsModelStatus.kOptimal,
+    highspy.HighsModelStatus.kSolutionLimit,
+    highspy.HighsModelStatus.kTimeLimit,
+)
+
 
 class LinearModel:
     """Variables, none negative, in rows ``sum of terms >= right-hand side``."""
@@ -41,7 +47,7 @@ class LinearModel:
         """What the variable ``objective`` is no less than in any solution, the closer the more nodes.
 
         The search ends at the relative ``gap``, or at a limit; short of the time limit it is deterministic.
-        -inf where HiGHS found no bound.
+        -inf where HiGHS ends without one.
         """
         highs: Any = cast(Any, highspy).Highs()
         options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_rel_gap": gap}
@@ -55,7 +61,8 @@ class LinearModel:
             columns, values = np.array(list(row), np.int32), np.array(list(row.values()))
             highs.addRow(least, most, len(row), columns, values)
         highs.run()
-        return float(highs.getInfo().mip_dual_bound)
+        ended = highs.getModelStatus() in _WITH_BOUND
+        return float(highs.getInfo().mip_dual_bound) if ended else -inf
 
 
 def _collected(terms: Iterable[Term]) -> dict[int, float]:
