@@ -152,9 +152,9 @@ def test_equal_calls_pay_for_a_cache_that_fills_from_empty() -> None:
 
 def test_tokens_that_come_out_of_free_recomputation_take_no_step() -> None:
     tables = TwoRegimeLatency(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0).compile(2, 100, HostOverhead())
-    limit, prompt, output = limits(tables, 0.0, 20, 2, size=1), np.array([10, 2]), np.array([8, 9])
-    engine_s = generate_s(limit, prompt, output, budget=100)
-    assert engine_s < 7 + 8
+    limit, prompt, output = limits(tables, 1.0, 20, 2, size=1), np.array([10, 2]), np.array([8, 9])
+    engine_s = 1 + generate_s(limit, prompt, output, budget=100)
+    assert engine_s < 1 + 7 + 8
     assert assignment_bound(table([0, 0], prompt.tolist()), output, [[limit]]) <= engine_s
 
 
