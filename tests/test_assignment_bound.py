@@ -5,19 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise, product
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosaicsim.analysis.stage_bound import bound_of_stage
+from mosaicsim.analysis.study import simulate
 from mosaicsim.executors.engine import Engine, EngineConfig
+from mosaicsim.executors.fleet import Fleet
 from mosaicsim.hardware.latency import HingeLatency, HostOverhead, StepTables, TwoRegimeLatency
+from mosaicsim.scenario import load_scenario
 from mosaicsim.schedulers.assignment_bound import assignment_bound
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.schedulers.hosted_calls import HostedCalls
 from mosaicsim.schedulers.linear_model import LinearModel
 from mosaicsim.workload.calls import CallTable, Ints
+
+SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
 
 STEPS_ONLY = TwoRegimeLatency(1.0, 0.0, 0.0, 0.0, 0.0, 0.01, 0.0).compile(64, 300, HostOverhead())
 """A decode step takes a second, whatever is in it; a prefilled token 0.01 s."""
@@ -238,3 +245,14 @@ def test_a_linear_model_is_bounded_from_below() -> None:
     assert model.dual_bound(height, 0.0, 100, 60.0) == pytest.approx(5.0)
     model.equal([(height, 1.0), (height, 1.0)], 6.0)
     assert model.dual_bound(height, 0.0, 100, 60.0) == -inf
+
+
+def test_no_schedule_of_a_scenario_beats_its_stage_bound() -> None:
+    scenario = load_scenario(
+        SCENARIOS / "beyond_gpqa.yaml",
+        ["replicates=1", "gates=[always]", "schedulers=[greedy, oracle]"],
+    )
+    result = simulate(scenario)
+    stages = [run.metrics["expert_stage_s"] for run in result.runs]
+    bound = bound_of_stage(Fleet(scenario), result.workloads[0])
+    assert max(run.metrics["lower_bound_s"] for run in result.runs) <= bound <= min(stages)

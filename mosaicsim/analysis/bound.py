@@ -6,7 +6,6 @@ import numpy as np
 
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.session import EngineSpec
-from mosaicsim.schedulers.assignment_bound import assignment_bound
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.workload.calls import Bools, Workload
 
@@ -19,32 +18,22 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
     bound = expert_stage_lower_bound(
         workload.calls,
         workload.outcomes.output_tokens,
-        _engines(fleet, workload),
+        expert_engines(fleet, workload),
         finished=np.flatnonzero(finished),
-        prefix_caching=_prefix_caching(fleet, workload),
+        prefix_caching=shares_prefixes(fleet, workload),
         slots=fleet.pool.slots,
     )
     return bound.seconds
 
 
-def assignment_bound_of_stage(fleet: Fleet, workload: Workload) -> float:
-    """Seconds no schedule of all expert calls can beat: a higher bound that takes up to minutes to find."""
-    return assignment_bound(
-        workload.calls,
-        workload.outcomes.output_tokens,
-        _engines(fleet, workload),
-        prefix_caching=_prefix_caching(fleet, workload),
-        slots=fleet.pool.slots,
-    )
-
-
-def _engines(fleet: Fleet, workload: Workload) -> list[list[EngineLimits]]:
+def expert_engines(fleet: Fleet, workload: Workload) -> list[list[EngineLimits]]:
     """What bounds each expert's engine on each worker."""
     workers = fleet.pool.workers
     return [[limits_of(fleet.engine_of(name, (w.index,))) for w in workers] for name in workload.experts]
 
 
-def _prefix_caching(fleet: Fleet, workload: Workload) -> bool:
+def shares_prefixes(fleet: Fleet, workload: Workload) -> bool:
+    """Whether engines of the experts find prompts that they have computed for another call."""
     worker = fleet.pool.workers[0].index
     return any(fleet.engine_of(name, (worker,)).config.prefix_caching for name in workload.experts)
 

@@ -87,11 +87,12 @@ def _line_below(x: Floats, y: Floats) -> tuple[float, float]:
     these are chosen, the height is taken so that the line stays below.
     """
     middle, left, right = float(x.mean()), int(np.argmin(x)), int(np.argmax(x))
-    slope = 0.0
-    while x[left] < x[right]:
+    if x[right] - x[left] <= 1e-9 * x[right]:
+        return float(y.min()), 0.0
+    for _ in x:
         slope = float((y[right] - y[left]) / (x[right] - x[left]))
         lowest = int(np.argmin(y - slope * x))
-        if (y - slope * x)[lowest] >= (y - slope * x)[left] - 1e-9 * (1 + abs(y[left])):
+        if lowest in (left, right):
             break
         left, right = (lowest, right) if x[lowest] <= middle else (left, lowest)
     return float((y - slope * x).min()), slope
