@@ -15,20 +15,27 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
 
     A call that a gate cancelled is not part of the work, whatever it cost.
     """
-    engines, prefix_caching = [], False
-    for name in workload.experts:
-        specs = [fleet.engine_of(name, (w.index,)) for w in fleet.pool.workers]
-        prefix_caching = specs[0].config.prefix_caching
-        engines.append([limits_of(spec) for spec in specs])
     bound = expert_stage_lower_bound(
         workload.calls,
         workload.outcomes.output_tokens,
-        engines,
+        expert_engines(fleet, workload),
         finished=np.flatnonzero(finished),
-        prefix_caching=prefix_caching,
+        prefix_caching=shares_prefixes(fleet, workload),
         slots=fleet.pool.slots,
     )
     return bound.seconds
+
+
+def expert_engines(fleet: Fleet, workload: Workload) -> list[list[EngineLimits]]:
+    """What bounds each expert's engine on each worker."""
+    workers = fleet.pool.workers
+    return [[limits_of(fleet.engine_of(name, (w.index,))) for w in workers] for name in workload.experts]
+
+
+def shares_prefixes(fleet: Fleet, workload: Workload) -> bool:
+    """Whether engines of the experts find prompts that they have computed for another call."""
+    worker = fleet.pool.workers[0].index
+    return any(fleet.engine_of(name, (worker,)).config.prefix_caching for name in workload.experts)
 
 
 def limits_of(spec: EngineSpec) -> EngineLimits:

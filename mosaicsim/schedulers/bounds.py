@@ -194,7 +194,7 @@ def _separable_work_s(calls: ExpertCalls, engine: EngineLimits) -> Floats:
     """:func:`call_work_s` for tables without a part by tokens."""
     full, capacity = float(engine.max_num_seqs), float(engine.kv_capacity_tokens)
     # the base is paid for each full batch of sequences, or for each KV cache full of attended tokens
-    ways = (full, 1 / full, 0.0), (_mean_batch(calls, engine), 0.0, 1 / capacity)
+    ways = (full, 1 / full, 0.0), (mean_batch(calls, engine), 0.0, 1 / capacity)
     return max((_charged_s(calls, engine, *way) for way in ways), key=np.sum)
 
 
@@ -204,7 +204,7 @@ def led_work_s(calls: ExpertCalls, engine: EngineLimits) -> tuple[Floats, Floats
     Both have shape (n,). The tokens of one call come out of different steps: of the calls of an expert on a
     worker, one, say the longest, can be charged all the bases of its steps, and the others the rest.
     """
-    batch, found = _mean_batch(calls, engine), []
+    batch, found = mean_batch(calls, engine), []
     for one in _separable(engine):
         without = _charged_s(calls, one, batch, 0.0, 0.0)
         found.append((without, _charged_s(calls, one, batch, 1.0, 0.0) - without))
@@ -229,9 +229,9 @@ def filling_work_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> f
 def _separable_filling_s(calls: ExpertCalls, engine: EngineLimits, room_s: float) -> float:
     """:func:`filling_work_s` for tables without a part by tokens."""
     own, n, capacity = _own_prompt(calls), len(calls.prompt_tokens), float(engine.kv_capacity_tokens)
-    batch, counted = _mean_batch(calls, engine), float(own.mean())
+    batch, counted = mean_batch(calls, engine), float(own.mean())
     (step_s, context), decodes = _decode_steps(engine), np.maximum(calls.output_tokens - 1, 0)
-    base, slope = _line_below(step_s, batch)
+    base, slope = line_below(step_s, batch)
     prompt = np.minimum(own, counted)
     attended = float((decodes * prompt + decodes * (decodes + 1) / 2).sum())
     longest = max(float((prompt + decodes).max()), 1.0)
@@ -248,7 +248,7 @@ def _separable_filling_s(calls: ExpertCalls, engine: EngineLimits, room_s: float
     return float(_charged_s(calls, engine, batch, 0.0, charge, counted).sum()) - tangent_s
 
 
-def _mean_batch(calls: ExpertCalls, engine: EngineLimits) -> float:
+def mean_batch(calls: ExpertCalls, engine: EngineLimits) -> float:
     """The largest mean batch that sequences and KV cache allow."""
     decodes, full = np.maximum(calls.output_tokens - 1, 0), float(engine.max_num_seqs)
     stored = float((decodes * _own_prompt(calls) + decodes * (decodes + 1) / 2).sum())
@@ -276,7 +276,7 @@ def _charged_s(
     (step_s, context), rate = _decode_steps(engine), _prefill_rate(engine)
     if engine.keeps_blocks:
         context = min(context, rate)
-    base, slope = _line_below(step_s, batch)
+    base, slope = line_below(step_s, batch)
     if engine.keeps_blocks and engine.mixes_prefill:
         base = min(base, engine.tables.mixed_base[0])
     share = base * (a_token + a_context * np.minimum(own_prompt, most_prompt)) + slope
@@ -305,7 +305,7 @@ def _separable(engine: EngineLimits) -> list[EngineLimits]:
     if not any(tables.tokens):
         return [engine]
     step_s = np.array(tables.tokens[1:])
-    lines = (float(step_s.min()), 0.0), _line_below(step_s, len(step_s))
+    lines = (float(step_s.min()), 0.0), line_below(step_s, len(step_s))
     return [replace(engine, tables=_split(tables, base, slope)) for base, slope in lines]
 
 
@@ -369,7 +369,7 @@ def _least_rate(prefill: Sequence[float]) -> float:
     return float((seconds / np.arange(1, len(prefill))).min()) if len(seconds) else 0.0
 
 
-def _line_below(step_s: Floats, batch: float) -> tuple[float, float]:
+def line_below(step_s: Floats, batch: float) -> tuple[float, float]:
     """Base and slope, neither negative, of a line below ``step_s[B - 1]`` for all B, high at ``batch``.
 
     The table's own slopes are tried, its chord, a constant and a line through the origin; whatever the slope,

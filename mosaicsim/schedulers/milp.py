@@ -1,4 +1,4 @@
-"""The makespan MILP on PuLP and HiGHS; the only module that touches either.
+"""The makespan MILP on PuLP and HiGHS; the only module that touches PuLP.
 
 PuLP builds the model; HiGHS is then driven through its own handle, because PuLP 3.3 drops the warm start and
 does not know HiGHS's node-limit status, and no PuLP tells the bound.

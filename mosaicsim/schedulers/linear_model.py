@@ -1,0 +1,72 @@
+"""A linear model with binaries, minimised by HiGHS for the sake of its dual bound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from typing import Any, cast
+
+import highspy
+import numpy as np
+
+Term = tuple[int, float]
+"""A variable, by its number, and its coefficient."""
+
+_WITH_BOUND = (
+    highspy.HighsModelStatus.kOptimal,
+    highspy.HighsModelStatus.kSolutionLimit,
+    highspy.HighsModelStatus.kTimeLimit,
+)
+
+
+class LinearModel:
+    """Variables, none negative, in rows ``sum of terms >= right-hand side``."""
+
+    def __init__(self) -> None:
+        self._upper: list[float] = []
+        self._binary: list[int] = []
+        self._rows: list[tuple[dict[int, float], float, float]] = []
+
+    def variable(self, upper: float = inf, *, binary: bool = False) -> int:
+        """Number of a new variable between 0 and ``upper``, or of a binary one."""
+        number = len(self._upper)
+        self._upper.append(1.0 if binary else upper)
+        if binary:
+            self._binary.append(number)
+        return number
+
+    def at_least(self, terms: Iterable[Term], least: float = 0.0) -> None:
+        """Demand that the terms, of which several may be of one variable, add up to ``least`` or more."""
+        self._rows.append((_collected(terms), least, inf))
+
+    def equal(self, terms: Iterable[Term], value: float) -> None:
+        """Demand that the terms add up to ``value``."""
+        self._rows.append((_collected(terms), value, value))
+
+    def dual_bound(self, objective: int, gap: float, node_limit: int, time_limit_s: float) -> float:
+        """What the variable ``objective`` is no less than in any solution, the closer the more nodes.
+
+        The search ends at the relative ``gap``, or at a limit; short of the time limit it is deterministic.
+        -inf where HiGHS ends without one.
+        """
+        highs: Any = cast(Any, highspy).Highs()
+        options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_rel_gap": gap}
+        for name, value in {**options, "mip_max_nodes": node_limit, "time_limit": time_limit_s}.items():
+            highs.setOptionValue(name, value)
+        highs.addVars(len(self._upper), np.zeros(len(self._upper)), np.array(self._upper))
+        highs.changeColCost(objective, 1.0)
+        for number in self._binary:
+            highs.changeColIntegrality(number, highspy.HighsVarType.kInteger)
+        for row, least, most in self._rows:
+            columns, values = np.array(list(row), np.int32), np.array(list(row.values()))
+            highs.addRow(least, most, len(row), columns, values)
+        highs.run()
+        ended = highs.getModelStatus() in _WITH_BOUND
+        return float(highs.getInfo().mip_dual_bound) if ended else -inf
+
+
+def _collected(terms: Iterable[Term]) -> dict[int, float]:
+    row: dict[int, float] = {}
+    for number, coefficient in terms:
+        row[number] = row.get(number, 0.0) + coefficient
+    return row
