@@ -17,8 +17,9 @@ from mosaicsim.aggregation.base import Decision, GateOptions, Verdict
 from mosaicsim.executors.runaways import Runaways, without
 from mosaicsim.executors.simulated import SimulatedCluster, SimulatedExecutor
 from mosaicsim.runtime.pool import Pool
+from mosaicsim.runtime.runlog import RunLog
 from mosaicsim.runtime.steered import orchestrate
-from mosaicsim.schedulers.base import Plan, Problem, Rehearsed, Scheduler, WorkerView
+from mosaicsim.schedulers.base import Plan, Problem, Rehearsed, Scheduler, SessionCost, WorkerView
 from mosaicsim.workload.ballots import Ballot, Ballots
 from mosaicsim.workload.calls import (
     NO_ANSWER,
@@ -49,6 +50,7 @@ class Rehearsal:
         self._rng = rng
         self._runaways = Runaways.of(calibration)
         self._scenes: dict[int, Workload] = {}
+        self._sources: dict[int, Ints] = {}
 
     def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
         """Play a plan to its end under ``problem.gate``; without a gate the expert stage alone.
@@ -68,23 +70,35 @@ class Rehearsal:
         )
         reactive = gate.cancels or plan.course is not None
         makespan = SimulatedExecutor(self._cluster(), lengths, answers, reactive=reactive).run(run)
-        if plan.course is not None:
-            starts = run.log.start_s[len(workload.calls) :]
-            alone = plan.course.instances.costs[0]
-            makespan = self._runaways.expected_makespan_s(makespan, starts[starts >= 0], alone)
+        if plan.course is not None and self._runaways.chance:
+            makespan = self._feared_s(makespan, run.log, plan.course.instances.costs[0], scene)
         ends = dict.fromkeys((w.index for w in self._pool.workers), 0.0)
         for row in run.log.sessions.values():
             if row.stage == "expert" and row.usage is not None:
                 ends[row.spec.workers[0]] = max(ends[row.spec.workers[0]], row.usage.end_s)
         return Rehearsed(run.expert_stage_s, makespan, tuple(ends[w.index] for w in problem.workers))
 
+    def _feared_s(self, makespan_s: float, log: RunLog, cost: SessionCost, scene: int) -> float:
+        """The mean makespan over whether and which aggregator call of the play runs away.
+
+        One would go on at the pace of the call that it replaces while others run, then at that of one alone.
+        """
+        n = len(self._calls)
+        asked = np.flatnonzero(log.start_s[n:] >= 0)
+        starts, written = log.start_s[n + asked], np.maximum(log.output_tokens[n + asked], 1)
+        beside_s = (log.finish_s[n + asked] - starts) / written
+        alone_s = cost.predict_s(1) / cost.mean_output_tokens
+        ends = starts + self._runaways.tokens * (beside_s + alone_s) / 2
+        chance = self._runaways.chance_on(self._sources[scene][asked])
+        return self._runaways.expected_makespan_s(makespan_s, ends, chance)
+
     def _scene(self, number: int) -> Workload:
         if number not in self._scenes:
-            self._scenes[number] = self._draw(self._rng(number))
+            self._sources[number], self._scenes[number] = self._draw(self._rng(number))
         return self._scenes[number]
 
-    def _draw(self, rng: np.random.Generator) -> Workload:
-        """The calls with lengths and answers of calibration questions."""
+    def _draw(self, rng: np.random.Generator) -> tuple[Ints, Workload]:
+        """A calibration question for each question, and the calls with their lengths and answers."""
         calls, seen = self._calls, self._calibration
         n = int(calls.question.max(initial=-1)) + 1
         k = len(calls) // n
@@ -95,7 +109,7 @@ class Rehearsal:
         for m in np.unique(calls.expert[lengths == 0]).tolist():
             bare = (calls.expert == m) & (lengths == 0)
             lengths[bare] = rng.choice(seen.output_tokens[m], int(bare.sum()))
-        return Workload(
+        return source, Workload(
             name="rehearsal",
             questions=("",) * n,
             categories=("",) * n,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mosaicsim.schedulers.base import SessionCost
 from mosaicsim.workload.calls import Bools, Calibration, Floats, Ints
 
 FACTOR = 10.0
@@ -20,10 +19,15 @@ FACTOR = 10.0
 
 @dataclass(frozen=True)
 class Runaways:
-    """The aggregator's: the ``chance`` that a call is one, and ``tokens`` it then writes; 0: none known."""
+    """The aggregator's: the ``chance`` that a call is one, and ``tokens`` it then writes; 0: none known.
+
+    ``likelier``, shape (calibration questions,), is how many times likelier experts' calls on a question
+    are to run away than calls on average; empty: not known.
+    """
 
     chance: float
     tokens: int
+    likelier: Floats
 
     @classmethod
     def of(cls, seen: Calibration) -> Runaways:
@@ -36,22 +40,25 @@ class Runaways:
         models = [lengths for lengths in (*seen.output_tokens, own) if len(lengths)]
         longest = max((int(lengths.max()) for lengths in models), default=0)
         if not len(own) or longest <= FACTOR * np.median(own):
-            return cls(0.0, 0)
+            return cls(0.0, 0, np.zeros(0))
         pooled = sum(int(are_runaways(lengths).sum()) for lengths in models) / sum(map(len, models))
-        return cls((float(are_runaways(own).mean()) + pooled) / 2, longest)
+        return cls((float(are_runaways(own).mean()) + pooled) / 2, longest, _likelier(seen.lengths))
 
-    def expected_makespan_s(self, makespan_s: float, starts_s: Floats, alone: SessionCost) -> float:
-        """The mean makespan if each call, started at ``starts_s`` (n,), may be a runaway, apart from others.
+    def chance_on(self, questions: Ints) -> float:
+        """The chance on average over such calibration questions: those that ask are prone to it."""
+        if not len(self.likelier) or not len(questions):
+            return self.chance
+        return min(self.chance * float(self.likelier[questions].mean()), 1.0)
 
-        One ends no sooner than its tokens take at the pace of a call ``alone``.
+    def expected_makespan_s(self, makespan_s: float, ends_s: Floats, chance: float) -> float:
+        """The mean makespan if each of some calls may be a runaway, apart from others.
+
+        ``ends_s``, shape (n,), is when each would end if it were one.
         """
-        if not self.chance or not len(starts_s):
-            return makespan_s
-        alone_s = self.tokens * alone.predict_s(1) / alone.mean_output_tokens
-        ends = np.maximum(np.sort(starts_s)[::-1] + alone_s, makespan_s)
-        # the last to start that is one ends the run
-        none_later = (1 - self.chance) ** np.arange(len(ends) + 1)
-        return float(self.chance * (ends * none_later[:-1]).sum() + makespan_s * none_later[-1])
+        ends = np.maximum(np.sort(ends_s)[::-1], makespan_s)
+        # the last to end of those that are runaways ends the run
+        none_later = (1 - chance) ** np.arange(len(ends) + 1)
+        return float(chance * (ends * none_later[:-1]).sum() + makespan_s * none_later[-1])
 
 
 def are_runaways(output_tokens: Ints) -> Bools:
@@ -67,3 +74,17 @@ def without(output_tokens: Ints, drawn: Ints, rng: np.random.Generator) -> Ints:
     replaced = drawn.copy()
     replaced[far] = rng.choice(near, int(far.sum()))
     return replaced
+
+
+def _likelier(lengths: Ints) -> Floats:
+    """Each question's share of runaways over that of all; 0 in ``lengths`` is unknown."""
+    far = np.zeros(lengths.shape, np.bool_)
+    for m in range(lengths.shape[1]):
+        own = lengths[:, m]
+        if own.any():
+            far[:, m] = own > FACTOR * np.median(own[own > 0])
+    if not far.any():
+        return np.zeros(0)
+    shares = far.sum(axis=(1, 2)) / np.maximum((lengths > 0).sum(axis=(1, 2)), 1)
+    likelier: Floats = shares / shares.mean()
+    return likelier
