@@ -6,15 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scheduling import EXPERTS, problem
 from test_steered import calibrated, check, run
 from worlds import SPEC, make_workload
 
 from mosaicsim.executors.engine import Engine
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.runtime.pace import LARGEST_SHARE, LEAST_ENDED, PRIOR_CALLS, Pace
-from mosaicsim.schedulers.base import YOUNG, PlannedSession, SessionCost
-from mosaicsim.schedulers.work_stealing import _by_length
+from mosaicsim.schedulers.base import SessionCost
 from mosaicsim.workload.calls import Ints, Workload
 
 RNG = np.random.default_rng
@@ -119,31 +117,3 @@ def test_nothing_is_learnt_where_sessions_share_a_worker() -> None:
         costs = [steered._forecast.cost(m, (0,)) for m in range(3)]
         profiled = [row[0] for row in steered._forecast._profiled]
         assert all(a is b for a, b in zip(costs, profiled, strict=True)) == (slots == 2)
-
-
-def test_a_session_is_told_of_what_the_kv_cache_holds_and_some_more() -> None:
-    config = replace(SPEC.config, num_gpu_blocks=80)
-    tight, output = replace(SPEC, config=config), np.full(400, 201)
-    cost = profile_sessions(tight, output, np.full(400, 50), N_CALLS, True, RNG(2))
-    # 200 decode steps attend to 51 to 250 tokens
-    assert cost.kv_sequences == pytest.approx(80 * config.block_size / 150.5)
-    assert cost.sequences == int(YOUNG * cost.kv_sequences) < config.max_num_seqs
-    assert cost.at_pace(2.0).sequences == int(YOUNG * cost.kv_sequences / 2)
-    assert cost.at_pace(1.1).sequences == cost.sequences
-    roomy = profile_sessions(SPEC, np.full(400, 2), np.full(400, 1), N_CALLS, True, RNG(2))
-    assert roomy.sequences == roomy.max_num_seqs == SPEC.config.max_num_seqs
-
-
-def test_the_only_session_of_a_reasoning_expert_comes_before_shared_ones_and_light_ones_last() -> None:
-    given = problem()
-    ids = given.calls_of
-    sessions = (
-        PlannedSession(0, EXPERTS.index("Gemma"), ids(0)),
-        PlannedSession(0, EXPERTS.index("LlamaR1"), ids(3)[:600]),
-        PlannedSession(0, EXPERTS.index("QwenR1"), ids(1)[:40]),
-        PlannedSession(2, EXPERTS.index("LlamaR1"), ids(3)[600:]),
-    )
-    ordered = _by_length(given, sessions, longest_first=True)
-    assert [EXPERTS[s.expert] for s in ordered if s.worker == 0] == ["QwenR1", "LlamaR1", "Gemma"]
-    shortest = _by_length(given, sessions, longest_first=False)
-    assert next(EXPERTS[s.expert] for s in shortest if s.worker == 0) == "Gemma"

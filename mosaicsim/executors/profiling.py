@@ -6,8 +6,6 @@ calibration set's lengths; it never sees the calls that are evaluated.
 
 from __future__ import annotations
 
-from math import inf
-
 import numpy as np
 
 from mosaicsim.executors.engine import Engine
@@ -53,18 +51,9 @@ def profile_sessions(
         mean_output_tokens=float(output_tokens.mean()),
         max_output_tokens=float(output_tokens.max()),
         reasoning=reasoning,
-        max_num_seqs=spec.config.max_num_seqs,
-        kv_sequences=_kv_sequences(spec, output, prompt),
+        sequences=spec.config.max_num_seqs,
         progress=np.array([ended_s / ended_s[-1] for ended_s in sessions]),
     )
-
-
-def _kv_sequences(spec: EngineSpec, output: Ints, prompt: Ints) -> float:
-    """Calls of all ages that the KV cache holds: its tokens over what a decode step attends to for a call."""
-    decodes = np.maximum(output.astype(np.float64) - 1, 0)
-    attended = float((decodes * (prompt + (decodes + 1) / 2)).sum())
-    capacity = spec.config.num_gpu_blocks * spec.config.block_size
-    return capacity * float(decodes.sum()) / attended if attended else inf
 
 
 def _sizes(most_calls: int) -> list[int]:

@@ -14,12 +14,12 @@ from typing import ClassVar
 import numpy as np
 
 from mosaicsim.aggregation.base import Decision, GateOptions, Verdict
-from mosaicsim.executors.runaways import Runaways, without
+from mosaicsim.executors.runaways import Runaways, expected_makespan_s, runaway_ends_s, without
 from mosaicsim.executors.simulated import SimulatedCluster, SimulatedExecutor
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import RunLog
 from mosaicsim.runtime.steered import orchestrate
-from mosaicsim.schedulers.base import Plan, Problem, Rehearsed, Scheduler, SessionCost, WorkerView
+from mosaicsim.schedulers.base import Instances, Plan, Problem, Rehearsed, Scheduler, WorkerView
 from mosaicsim.workload.ballots import Ballot, Ballots
 from mosaicsim.workload.calls import (
     NO_ANSWER,
@@ -49,13 +49,13 @@ class Rehearsal:
         self._experts, self._calls, self._calibration = tuple(experts), calls, calibration
         self._rng = rng
         self._runaways = Runaways.of(calibration)
-        self._scenes: dict[int, Workload] = {}
-        self._sources: dict[int, Ints] = {}
+        self._drawn: dict[int, tuple[Ints, Workload]] = {}
 
     def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
         """Play a plan to its end under ``problem.gate``; without a gate the expert stage alone.
 
-        No aggregator call of the play runs away; the makespan is the mean over whether and which one does.
+        No aggregator call of the play runs away; of a plan with a course the makespan is the mean over
+        whether and which one does.
         """
         workload = self._scene(scene)
         gate = problem.gate if problem.gate is not None else _NoneAsks()
@@ -71,31 +71,25 @@ class Rehearsal:
         reactive = gate.cancels or plan.course is not None
         makespan = SimulatedExecutor(self._cluster(), lengths, answers, reactive=reactive).run(run)
         if plan.course is not None and self._runaways.chance:
-            makespan = self._feared_s(makespan, run.log, plan.course.instances.costs[0], scene)
+            makespan = self._feared_s(makespan, run.log, plan.course.instances, scene)
         ends = dict.fromkeys((w.index for w in self._pool.workers), 0.0)
         for row in run.log.sessions.values():
             if row.stage == "expert" and row.usage is not None:
                 ends[row.spec.workers[0]] = max(ends[row.spec.workers[0]], row.usage.end_s)
         return Rehearsed(run.expert_stage_s, makespan, tuple(ends[w.index] for w in problem.workers))
 
-    def _feared_s(self, makespan_s: float, log: RunLog, cost: SessionCost, scene: int) -> float:
-        """The mean makespan over whether and which aggregator call of the play runs away.
-
-        One would go on at the pace of the call that it replaces while others run, then at that of one alone.
-        """
+    def _feared_s(self, makespan_s: float, log: RunLog, instances: Instances, scene: int) -> float:
+        """The mean makespan over whether and which aggregator call of the play runs away."""
         n = len(self._calls)
         asked = np.flatnonzero(log.start_s[n:] >= 0)
-        starts, written = log.start_s[n + asked], np.maximum(log.output_tokens[n + asked], 1)
-        beside_s = (log.finish_s[n + asked] - starts) / written
-        alone_s = cost.predict_s(1) / cost.mean_output_tokens
-        ends = starts + self._runaways.tokens * (beside_s + alone_s) / 2
-        chance = self._runaways.chance_on(self._sources[scene][asked])
-        return self._runaways.expected_makespan_s(makespan_s, ends, chance)
+        ends = runaway_ends_s(log, n + asked, instances, self._runaways.tokens)
+        source, _ = self._drawn[scene]
+        return expected_makespan_s(makespan_s, ends, self._runaways.chance_on(source[asked]))
 
     def _scene(self, number: int) -> Workload:
-        if number not in self._scenes:
-            self._sources[number], self._scenes[number] = self._draw(self._rng(number))
-        return self._scenes[number]
+        if number not in self._drawn:
+            self._drawn[number] = self._draw(self._rng(number))
+        return self._drawn[number][1]
 
     def _draw(self, rng: np.random.Generator) -> tuple[Ints, Workload]:
         """A calibration question for each question, and the calls with their lengths and answers."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mosaicsim.runtime.runlog import RunLog
+from mosaicsim.schedulers.base import Instances
 from mosaicsim.workload.calls import Bools, Calibration, Floats, Ints
 
 FACTOR = 10.0
@@ -50,15 +52,37 @@ class Runaways:
             return self.chance
         return min(self.chance * float(self.likelier[questions].mean()), 1.0)
 
-    def expected_makespan_s(self, makespan_s: float, ends_s: Floats, chance: float) -> float:
-        """The mean makespan if each of some calls may be a runaway, apart from others.
 
-        ``ends_s``, shape (n,), is when each would end if it were one.
-        """
-        ends = np.maximum(np.sort(ends_s)[::-1], makespan_s)
-        # the last to end of those that are runaways ends the run
-        none_later = (1 - chance) ** np.arange(len(ends) + 1)
-        return float(chance * (ends * none_later[:-1]).sum() + makespan_s * none_later[-1])
+def runaway_ends_s(log: RunLog, calls: Ints, instances: Instances, tokens: int) -> Floats:
+    """When each of these aggregator calls, shape (n,), would have ended had it written so many ``tokens``.
+
+    It would have gone on at its own pace until its instance's last call ended, and then alone.
+    """
+    groups = [log.sessions[session].spec.workers for session in log.session[calls].tolist()]
+    starts, ends = log.start_s[calls], log.finish_s[calls]
+    last: dict[tuple[int, ...], float] = {}
+    for group, end in zip(groups, ends.tolist(), strict=True):
+        last[group] = max(last.get(group, 0.0), end)
+    paces = {
+        group: cost.predict_s(1) / cost.mean_output_tokens
+        for group, cost in zip(instances.groups, instances.costs, strict=True)
+    }
+    alone_from, alone_s = np.array([last[g] for g in groups]), np.array([paces[g] for g in groups])
+    beside_s = (ends - starts) / np.maximum(log.output_tokens[calls], 1)
+    left = tokens - (alone_from - starts) / np.maximum(beside_s, 1e-9)
+    found: Floats = alone_from + np.maximum(left, 0.0) * alone_s
+    return found
+
+
+def expected_makespan_s(makespan_s: float, ends_s: Floats, chance: float) -> float:
+    """The mean makespan if each of some calls may be a runaway, apart from others.
+
+    ``ends_s``, shape (n,), is when each would end if it were one.
+    """
+    ends = np.maximum(np.sort(ends_s)[::-1], makespan_s)
+    # the last to end of those that are runaways ends the run
+    none_later = (1 - chance) ** np.arange(len(ends) + 1)
+    return float(chance * (ends * none_later[:-1]).sum() + makespan_s * none_later[-1])
 
 
 def are_runaways(output_tokens: Ints) -> Bools:
@@ -77,14 +101,17 @@ def without(output_tokens: Ints, drawn: Ints, rng: np.random.Generator) -> Ints:
 
 
 def _likelier(lengths: Ints) -> Floats:
-    """Each question's share of runaways over that of all; 0 in ``lengths`` is unknown."""
-    far = np.zeros(lengths.shape, np.bool_)
+    """Each question's share of runaways over that of all; 0 in ``lengths`` is unknown.
+
+    A question's own calls are few: its share is drawn to that of all as if as many others had been like them.
+    """
+    far, known = np.zeros(lengths.shape, np.bool_), lengths > 0
     for m in range(lengths.shape[1]):
         own = lengths[:, m]
         if own.any():
             far[:, m] = own > FACTOR * np.median(own[own > 0])
     if not far.any():
         return np.zeros(0)
-    shares = far.sum(axis=(1, 2)) / np.maximum((lengths > 0).sum(axis=(1, 2)), 1)
-    likelier: Floats = shares / shares.mean()
+    shares = far.sum(axis=(1, 2)) / np.maximum(known.sum(axis=(1, 2)), 1)
+    likelier: Floats = (shares / shares.mean() + 1) / 2
     return likelier

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, inf
+from math import ceil
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,12 +22,6 @@ from mosaicsim.workload.calls import Calibration, CallTable, Floats, Ints
 AGGREGATING = -1
 """The aggregator's number where an expert's number stands."""
 
-YOUNG = 1.4
-"""Calls told of over those that the KV cache holds: young ones need less, and few are preempted for it."""
-
-UNSURE = 1.2
-"""A pace within this factor of the profile's may be luck: it does not change how many calls run at once."""
-
 
 @dataclass(frozen=True)
 class SessionCost:
@@ -36,8 +30,7 @@ class SessionCost:
     ``counts`` (ascending, starting at 1) and ``generate_s`` are the offline profiling sweep: seconds to
     generate for that many calibration calls in one session, load excluded. ``mean_output_tokens`` and
     ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before
-    they answer. ``max_num_seqs`` is the most the engine runs at once, ``kv_sequences`` how many calls of all
-    ages its KV cache holds. ``progress``, shape (sizes, shares), is
+    they answer. ``sequences`` is the most the engine runs at once. ``progress``, shape (sizes, shares), is
     the part of a session's time after which 1/n, 2/n, ..., n/n of its calls have ended; empty: not known.
     """
 
@@ -47,14 +40,8 @@ class SessionCost:
     mean_output_tokens: float
     max_output_tokens: float
     reasoning: bool
-    max_num_seqs: int = 256
-    kv_sequences: float = inf
+    sequences: int = 256
     progress: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-
-    @property
-    def sequences(self) -> int:
-        """Calls that a session is told of at once: as many as can run, and some more while they are young."""
-        return max(1, int(min(self.max_num_seqs, YOUNG * self.kv_sequences)))
 
     def ended_s(self, n_calls: float, share: float) -> float:
         """Seconds until a share of the calls of a session of ``n_calls`` has ended; 0 where not known."""
@@ -68,10 +55,8 @@ class SessionCost:
         return float(np.interp(n_calls, self.counts, at_sizes)) * self.predict_s(n_calls)
 
     def at_pace(self, factor: float) -> SessionCost:
-        """The cost where generating takes ``factor`` times as long, as it does where calls are longer."""
-        sure = not 1 / UNSURE < factor < UNSURE
-        kv_sequences = self.kv_sequences / factor if sure else self.kv_sequences
-        return replace(self, generate_s=self.generate_s * factor, kv_sequences=kv_sequences)
+        """The cost where generating takes ``factor`` times as long."""
+        return replace(self, generate_s=self.generate_s * factor)
 
     def predict_s(self, n_calls: float) -> float:
         """Seconds to generate ``n_calls``: interpolated in the sweep, extended by its last slope."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -425,20 +424,16 @@ def _by_length(
 ) -> tuple[PlannedSession, ...]:
     """Each worker's sessions: short calls first, because others wait for them, or long sessions first.
 
-    Where nothing waits, what comes last can still go to another worker. So the one session of an expert that
-    reasons comes before what others run too: only by running does it show a pace that is not as profiled.
+    Where nothing waits, what comes last can still go to another worker.
     """
     place = {worker.index: i for i, worker in enumerate(problem.workers)}
-    hosts = Counter(session.expert for session in sessions)
 
-    def rank(session: PlannedSession) -> tuple[int, float]:
-        cost = problem.costs[session.expert][place[session.worker]]
-        if not longest_first:
-            return 0, cost.mean_output_tokens
-        shared = 2 if not cost.reasoning else int(hosts[session.expert] > 1)
-        return shared, -cost.predict_s(len(session.call_ids))
+    def rank(session: PlannedSession) -> float:
+        if longest_first:
+            return -problem.costs[session.expert][place[session.worker]].predict_s(len(session.call_ids))
+        return problem.costs[session.expert][place[session.worker]].mean_output_tokens
 
-    return tuple(sorted(sessions, key=lambda s: (s.phase, *rank(s))))
+    return tuple(sorted(sessions, key=lambda s: (s.phase, rank(s))))
 
 
 def _busy_s(problem: Problem, plan: Plan) -> dict[int, float]:
