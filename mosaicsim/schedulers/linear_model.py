@@ -52,17 +52,22 @@ class LinearModel:
         highs: Any = cast(Any, highspy).Highs()
         options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_rel_gap": gap}
         for name, value in {**options, "mip_max_nodes": node_limit, "time_limit": time_limit_s}.items():
-            highs.setOptionValue(name, value)
-        highs.addVars(len(self._upper), np.zeros(len(self._upper)), np.array(self._upper))
-        highs.changeColCost(objective, 1.0)
+            _taken(highs.setOptionValue(name, value))
+        _taken(highs.addVars(len(self._upper), np.zeros(len(self._upper)), np.array(self._upper)))
+        _taken(highs.changeColCost(objective, 1.0))
         for number in self._binary:
-            highs.changeColIntegrality(number, highspy.HighsVarType.kInteger)
+            _taken(highs.changeColIntegrality(number, highspy.HighsVarType.kInteger))
         for row, least, most in self._rows:
             columns, values = np.array(list(row), np.int32), np.array(list(row.values()))
-            highs.addRow(least, most, len(row), columns, values)
+            _taken(highs.addRow(least, most, len(row), columns, values))
         highs.run()
         ended = highs.getModelStatus() in _WITH_BOUND
         return float(highs.getInfo().mip_dual_bound) if ended else -inf
+
+
+def _taken(status: Any) -> None:
+    """HiGHS refuses by a status only, and what is left out changes what is solved."""
+    assert status != highspy.HighsStatus.kError, "HiGHS refused a part of the model"
 
 
 def _collected(terms: Iterable[Term]) -> dict[int, float]:
