@@ -47,20 +47,6 @@ def test_where_no_call_is_out_of_line_none_is_feared(told: Calibration) -> None:
     assert Runaways.of(told).chance == 0
 
 
-def test_questions_on_which_experts_ran_away_are_prone_to_it() -> None:
-    aggregator, lengths = model(100, 0, 1), RNG(1).integers(500, 1500, (100, 3, 2))
-    lengths[:10, 0, 0] = 30_000
-    lengths[90:, 2] = 0
-    experts = tuple(lengths[:, m].ravel() for m in range(3))
-    told = Calibration(experts, experts, lengths=lengths, aggregator_output_tokens=aggregator)
-    found = Runaways.of(told)
-    # ten times as prone as the average, drawn half of the way to it
-    assert found.chance_on(np.arange(10)) == pytest.approx(found.chance * (10 + 1) / 2)
-    assert found.chance_on(np.arange(10, 100)) == pytest.approx(found.chance / 2)
-    assert found.chance_on(np.arange(100)) == pytest.approx(found.chance)
-    assert found.chance_on(np.arange(0)) == found.chance
-
-
 def sampled(ends: Floats, makespan_s: float, chance: float) -> Floats:
     drawn = np.where(RNG(4).random((40_000, len(ends))) < chance, ends, 0.0).max(axis=1)
     return np.maximum(drawn, makespan_s)

@@ -49,7 +49,7 @@ class Rehearsal:
         self._experts, self._calls, self._calibration = tuple(experts), calls, calibration
         self._rng = rng
         self._runaways = Runaways.of(calibration)
-        self._drawn: dict[int, tuple[Ints, Workload]] = {}
+        self._scenes: dict[int, Workload] = {}
 
     def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
         """Play a plan to its end under ``problem.gate``; without a gate the expert stage alone.
@@ -71,28 +71,27 @@ class Rehearsal:
         reactive = gate.cancels or plan.course is not None
         makespan = SimulatedExecutor(self._cluster(), lengths, answers, reactive=reactive).run(run)
         if plan.course is not None and self._runaways.chance:
-            makespan = self._feared_s(makespan, run.log, plan.course.instances, scene)
+            makespan = self._feared_s(makespan, run.log, plan.course.instances)
         ends = dict.fromkeys((w.index for w in self._pool.workers), 0.0)
         for row in run.log.sessions.values():
             if row.stage == "expert" and row.usage is not None:
                 ends[row.spec.workers[0]] = max(ends[row.spec.workers[0]], row.usage.end_s)
         return Rehearsed(run.expert_stage_s, makespan, tuple(ends[w.index] for w in problem.workers))
 
-    def _feared_s(self, makespan_s: float, log: RunLog, instances: Instances, scene: int) -> float:
+    def _feared_s(self, makespan_s: float, log: RunLog, instances: Instances) -> float:
         """The mean makespan over whether and which aggregator call of the play runs away."""
         n = len(self._calls)
         asked = np.flatnonzero(log.start_s[n:] >= 0)
         ends = runaway_ends_s(log, n + asked, instances, self._runaways.tokens)
-        source, _ = self._drawn[scene]
-        return expected_makespan_s(makespan_s, ends, self._runaways.chance_on(source[asked]))
+        return expected_makespan_s(makespan_s, ends, self._runaways.chance)
 
     def _scene(self, number: int) -> Workload:
-        if number not in self._drawn:
-            self._drawn[number] = self._draw(self._rng(number))
-        return self._drawn[number][1]
+        if number not in self._scenes:
+            self._scenes[number] = self._draw(self._rng(number))
+        return self._scenes[number]
 
-    def _draw(self, rng: np.random.Generator) -> tuple[Ints, Workload]:
-        """A calibration question for each question, and the calls with their lengths and answers."""
+    def _draw(self, rng: np.random.Generator) -> Workload:
+        """The calls with lengths and answers of calibration questions."""
         calls, seen = self._calls, self._calibration
         n = int(calls.question.max(initial=-1)) + 1
         k = len(calls) // n
@@ -103,7 +102,7 @@ class Rehearsal:
         for m in np.unique(calls.expert[lengths == 0]).tolist():
             bare = (calls.expert == m) & (lengths == 0)
             lengths[bare] = rng.choice(seen.output_tokens[m], int(bare.sum()))
-        return source, Workload(
+        return Workload(
             name="rehearsal",
             questions=("",) * n,
             categories=("",) * n,

@@ -21,15 +21,10 @@ FACTOR = 10.0
 
 @dataclass(frozen=True)
 class Runaways:
-    """The aggregator's: the ``chance`` that a call is one, and ``tokens`` it then writes; 0: none known.
-
-    ``likelier``, shape (calibration questions,), is how many times likelier experts' calls on a question
-    are to run away than calls on average; empty: not known.
-    """
+    """The aggregator's: the ``chance`` that a call is one, and ``tokens`` it then writes; 0: none known."""
 
     chance: float
     tokens: int
-    likelier: Floats
 
     @classmethod
     def of(cls, seen: Calibration) -> Runaways:
@@ -42,15 +37,9 @@ class Runaways:
         models = [lengths for lengths in (*seen.output_tokens, own) if len(lengths)]
         longest = max((int(lengths.max()) for lengths in models), default=0)
         if not len(own) or longest <= FACTOR * np.median(own):
-            return cls(0.0, 0, np.zeros(0))
+            return cls(0.0, 0)
         pooled = sum(int(are_runaways(lengths).sum()) for lengths in models) / sum(map(len, models))
-        return cls((float(are_runaways(own).mean()) + pooled) / 2, longest, _likelier(seen.lengths))
-
-    def chance_on(self, questions: Ints) -> float:
-        """The chance on average over such calibration questions: those that ask are prone to it."""
-        if not len(self.likelier) or not len(questions):
-            return self.chance
-        return min(self.chance * float(self.likelier[questions].mean()), 1.0)
+        return cls((float(are_runaways(own).mean()) + pooled) / 2, longest)
 
 
 def runaway_ends_s(log: RunLog, calls: Ints, instances: Instances, tokens: int) -> Floats:
@@ -98,20 +87,3 @@ def without(output_tokens: Ints, drawn: Ints, rng: np.random.Generator) -> Ints:
     replaced = drawn.copy()
     replaced[far] = rng.choice(near, int(far.sum()))
     return replaced
-
-
-def _likelier(lengths: Ints) -> Floats:
-    """Each question's share of runaways over that of all; 0 in ``lengths`` is unknown.
-
-    A question's own calls are few: its share is drawn to that of all as if as many others had been like them.
-    """
-    far, known = np.zeros(lengths.shape, np.bool_), lengths > 0
-    for m in range(lengths.shape[1]):
-        own = lengths[:, m]
-        if own.any():
-            far[:, m] = own > FACTOR * np.median(own[own > 0])
-    if not far.any():
-        return np.zeros(0)
-    shares = far.sum(axis=(1, 2)) / np.maximum(known.sum(axis=(1, 2)), 1)
-    likelier: Floats = (shares / shares.mean() + 1) / 2
-    return likelier
