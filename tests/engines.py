@@ -88,7 +88,7 @@ class KeepAll:
         exact = {"max_tokens": n, "min_tokens": n, "ignore_eos": True, "temperature": 0.0, "logprobs": 0}
         return CallRequest(call_id, prompt, exact)
 
-    def started(self, spec: SessionSpec, at_s: float) -> None:
+    def started(self, spec: SessionSpec, at_s: float, *, prefetched: bool) -> None:
         pass
 
     def ready(self, spec: SessionSpec, resolved: dict[str, object], at_s: float) -> None:

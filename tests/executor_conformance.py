@@ -261,6 +261,22 @@ class Conformance(ABC):
         ready = [e for e in script.of(SessionReady) if e.at_s > back.at_s]
         assert ready, "the model is loaded anew"
 
+    def test_weights_may_be_read_ahead(self) -> None:
+        """Of the next session's model, of one that never comes, of one that runs, and where nothing runs."""
+
+        def react(executor: Executor, event: Event) -> None:
+            if isinstance(event, SessionReady) and event.session == 0:
+                for expert, workers in (("a", (0,)), ("b", (0,)), ("a", (0, 1)), ("b", (1,))):
+                    executor.prefetch(expert, workers)
+            if isinstance(event, SessionEnded) and event.session == 0:
+                executor.start_session(session(1, (0,), "b", range(2, 4)))
+
+        script = Script([session(0, (0,), "a", range(2))], sessions_ended(1), react)
+        self.executor([self.LONG] * 4).run(script)
+        assert set(script.calls()) == {0, 1, 2, 3}
+        kinds = [type(e) for e in script.events if not isinstance(e, CallsFinished)]
+        assert kinds == [SessionReady, SessionEnded] * 2, "a hint is not answered"
+
     def test_a_duplicate_draw_is_two_calls(self) -> None:
         script = Script([session(0, (0,), "a", range(2), groups=[7, 7])], sessions_ended(0))
         self.executor([self.SHORT, self.LONG]).run(script)

@@ -56,7 +56,7 @@ class Scribe:
 
     def start_session(self, spec: SessionSpec) -> None:
         self._specs[spec.session] = spec
-        self._ledger.started(spec, self.now)
+        self._ledger.started(spec, self.now, prefetched=False)
         self._executor.start_session(spec)
 
     def __getattr__(self, name: str) -> Any:

@@ -70,6 +70,23 @@ def test_a_replayed_run_is_the_run(
         )
 
 
+def test_weights_that_were_read_ahead_are_so_again() -> None:
+    """The same plan, with and without: only the load of the session marked is shorter, by its disk part."""
+    workload = make_workload(60)
+    recorded = run(workload, "round_robin", n_workers=1)[0].log
+    plain, later = replay(recorded, workload, n_workers=1)
+    marked = max(recorded.sessions)
+    recorded.sessions[marked].prefetched = True
+    ahead, sooner = replay(recorded, workload, n_workers=1)
+    for number, row in ahead.sessions.items():
+        other = plain.sessions[number].usage
+        assert row.usage is not None
+        assert other is not None
+        saved_s = (other.ready_s - other.load_start_s) - (row.usage.ready_s - row.usage.load_start_s)
+        assert saved_s == pytest.approx(SPEC.disk_s if number == marked else 0.0)
+    assert later - sooner == pytest.approx(SPEC.disk_s)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(["round_robin", "ilp"]), st.sampled_from(GATES), st.floats(0.0, 30.0), st.integers(0, 2)

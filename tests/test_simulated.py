@@ -20,7 +20,7 @@ from mosaicsim.executors.simulated import (
     SimulatedExecutor,
 )
 from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
-from mosaicsim.runtime.events import SessionEnded, SessionReady, SessionUsage, WorkerLost
+from mosaicsim.runtime.events import SessionEnded, SessionReady, SessionUsage, WorkerBack, WorkerLost
 
 LATENCY = TwoRegimeLatency(0.01, 1e-4, 1e-7, 0.008, 1e-4, 5e-5, 1e-7)
 CONFIG = EngineConfig("v1", 2, 512, 16, 4000, prefix_caching=True)
@@ -108,6 +108,79 @@ def test_loads_on_two_hosts_do_not() -> None:
     script = Script(specs, sessions_ended(0, 1))
     SimulatedExecutor(cluster(hosts=(0, 1), disk_streams=(1.0, 1.0)), np.array([5, 5])).run(script)
     assert [e.at_s for e in script.of(SessionReady)] == pytest.approx([10.0, 10.0])
+
+
+def loads_read_ahead(
+    tokens: int, ahead: list[tuple[float, str]], **changes: object
+) -> tuple[SessionUsage, SessionUsage]:
+    """Session a of one call, then b on the same worker; ``ahead``: what is read so long after a is ready."""
+
+    def react(executor: SimulatedExecutor, event: object) -> None:
+        if isinstance(event, SessionReady) and event.session == 0:
+            for wait_s, expert in ahead:
+                moment = executor.env.timeout(wait_s)
+                moment.callbacks.append(lambda _, e=expert: executor.prefetch(e, (0,)))
+        if isinstance(event, SessionEnded) and event.session == 0:
+            executor.start_session(session(1, (0,), "b", range(1, 2)))
+
+    script = Script([session(0, (0,), "a", range(1))], sessions_ended(1), react)  # type: ignore[arg-type]
+    SimulatedExecutor(cluster(**changes), np.array([tokens, 5])).run(script)
+    first, second = usages(script)
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("ahead", "load_s"),
+    [
+        ([], 10.0),
+        ([(0.0, "b")], 4.0),  # read in time: the engine's start is left
+        ([(0.0, "c")], 10.0),  # another's weights
+        ([(0.0, "b"), (7.0, "c")], 10.0),  # the worker's last word counts, also of what had been read
+        ([(0.0, "c"), (0.5, "b")], 4.0),
+        ([(0.0, "a"), (0.0, "b")], 4.0),
+    ],
+)
+def test_weights_read_ahead_need_no_disk(ahead: list[tuple[float, str]], load_s: float) -> None:
+    """a generates for 10 s; reading takes 6 s of the load's 10 s."""
+    first, second = loads_read_ahead(900, ahead)
+    assert first.end_s - first.ready_s > 9.0
+    assert second.ready_s - second.load_start_s == pytest.approx(load_s)
+
+
+def test_what_is_left_to_read_is_read_by_the_session() -> None:
+    first, second = loads_read_ahead(200, [(0.5, "b")])
+    spent_s = first.end_s - first.ready_s
+    assert 1.0 < spent_s < 6.0
+    assert second.ready_s - second.load_start_s == pytest.approx(4.0 + 6.0 - (spent_s - 0.5))
+
+
+def test_reading_ahead_takes_its_share_of_the_disk() -> None:
+    """b's 6 s of reading for worker 0 begin with d's on worker 1, on a disk that feeds one: both take 12 s."""
+
+    def react(executor: object, event: object) -> None:
+        if isinstance(event, SessionReady) and event.session == 0:
+            executor.prefetch("b", (0,))  # type: ignore[attr-defined]
+            executor.start_session(session(1, (1,), "d", range(1, 2)))  # type: ignore[attr-defined]
+
+    script = Script([session(0, (0,), "a", range(1))], sessions_ended(0, 1), react)
+    SimulatedExecutor(cluster(disk_streams=(1.0,)), np.array([5000, 5])).run(script)
+    loads = {u.load_start_s: u.ready_s - u.load_start_s for u in usages(script)}
+    # alone from second 4 of its load; b had read for 4 s by then, and its last 2 s take 4 s
+    assert loads == pytest.approx({0.0: 10.0, 10.0: 4.0 + 4.0 + 4.0})
+
+
+def test_a_lost_worker_s_weights_are_read_again() -> None:
+    def react(executor: object, event: object) -> None:
+        if isinstance(event, SessionReady) and event.session == 0:
+            executor.prefetch("b", (0,))  # type: ignore[attr-defined]
+        if isinstance(event, WorkerBack):
+            executor.start_session(session(1, (0,), "b", range(1, 2)))  # type: ignore[attr-defined]
+
+    for lost_at in (12.0, 18.0):  # while it reads, and after
+        script = Script([session(0, (0,), "a", range(1))], sessions_ended(1), react)
+        failures = {0: [Failure(lost_at, 1.0)]}
+        SimulatedExecutor(cluster(failures=failures), np.array([5000, 5])).run(script)
+        assert [u.ready_s - u.load_start_s for u in usages(script)] == pytest.approx([10.0])
 
 
 def chain(experts: str, **changes: object) -> list[SessionUsage]:

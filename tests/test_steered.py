@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -285,6 +286,32 @@ def test_the_aggregator_does_not_wait_for_the_last_question() -> None:
     assert flowing.log.start_s[n:].min() < flowing.expert_stage_s
     assert waiting.log.start_s[n:].min() >= waiting.expert_stage_s
     assert sooner < later
+
+
+@pytest.mark.parametrize("gate", [("always", {}), ("plurality", CANCELS)], ids=str)
+def test_what_a_busy_worker_runs_next_is_read_ahead(gate: tuple[str, dict[str, Any]]) -> None:
+    """Reading is 2 s of a load of 3 s: all sessions but the first of a worker do without, if there is time."""
+    workload = calibrated(make_workload(80, n_experts=5))
+    fixed = {"start": "round_robin", "scenes": 0, "steal": False, "cascade": False, "overlap": False}
+    ahead, sooner = run(workload, gate, fixed)
+    plain, later = run(workload, gate, {**fixed, "prefetch": False})
+    check(ahead, sooner, workload, gate)
+    np.testing.assert_array_equal(ahead.accepted, plain.accepted)
+    assert sooner <= later - 2.0 + 1e-9
+    assert not any(row.prefetched for row in plain.log.sessions.values())
+    lanes: dict[int, list[tuple[str, bool, float]]] = {}
+    for row in ahead.log.sessions.values():
+        assert row.usage is not None
+        load_s = row.usage.ready_s - row.usage.load_start_s
+        lanes.setdefault(row.spec.workers[0], []).append((row.spec.expert, row.prefetched, load_s))
+    for lane in lanes.values():
+        assert lane[0][1:] == (False, pytest.approx(3.0))
+        for (before, _, _), (expert, prefetched, load_s) in pairwise(lane):
+            assert prefetched == (expert != before)
+            assert load_s <= 3.0 + 1e-9 if prefetched else load_s == 0.0
+    loads_s = [load_s for lane in lanes.values() for _, prefetched, load_s in lane if prefetched]
+    assert len(loads_s) > 3
+    assert min(loads_s) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

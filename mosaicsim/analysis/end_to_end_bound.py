@@ -1,11 +1,11 @@
 """A time no run of the whole mixture can beat, from the first load to the last answer, at the same answers.
 
 It holds for every run, also one that knows all lengths and answers, orders, holds back, cancels and overlaps
-as it likes and has the aggregator loaded ahead, as long as each question ends with the gate's word. What a
-gate says with calls pending is what it would say however they end, so a question that it accepts finishes a
-*deciding set* of its calls: one on which the gate accepts with the others pending (all of them, for a gate
-that does not cancel). A question that asks finishes all its calls and then, since it reads them, the
-aggregator's. Two parts relax this; their maximum is a bound.
+as it likes and has weights read and the aggregator loaded ahead, as long as each question ends with the
+gate's word. What a gate says with calls pending is what it would say however they end, so a question that it
+accepts finishes a *deciding set* of its calls: one on which the gate accepts with the others pending (all of
+them, for a gate that does not cancel). A question that asks finishes all its calls and then, since it reads
+them, the aggregator's. Two parts relax this; their maximum is a bound.
 
 * **work**: N workers up to T have N T seconds. Every token of a finished call costs at least what
   :func:`~mosaicsim.schedulers.bounds.call_work_s` charges, whatever runs beside it, tokens of calls cancelled
@@ -26,7 +26,7 @@ from itertools import combinations
 import numpy as np
 
 from mosaicsim.aggregation.base import Gate, Verdict
-from mosaicsim.analysis.bound import limits_of
+from mosaicsim.analysis.bound import expert_engines, first_read_s, read_ahead, shares_prefixes
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.runtime.orchestrator import AGGREGATOR
 from mosaicsim.schedulers.bounds import EngineLimits, ExpertCalls, call_work_s, longest_call_s
@@ -65,17 +65,16 @@ class EndToEndBound:
 
 def bound_of_whole_run(fleet: Fleet, workload: Workload, gate: Gate) -> EndToEndBound:
     """Bound any run of the workload on the fleet that ends with this gate's answers."""
-    workers = fleet.pool.workers
-    specs = [[fleet.engine_of(name, (w.index,)) for w in workers] for name in workload.experts]
-    place = {w.index: i for i, w in enumerate(workers)}
+    place = {w.index: i for i, w in enumerate(fleet.pool.workers)}
+    groups = [group for _, groups in fleet.aggregator_groups() for group in groups]
+    specs = [fleet.engine_of(AGGREGATOR, group) for group in groups]
     aggregators = [
-        (tuple(place[w] for w in group), limits_of(fleet.engine_of(AGGREGATOR, group)))
-        for _, groups in fleet.aggregator_groups()
-        for group in groups
+        (tuple(place[w] for w in group), read_ahead(spec)) for group, spec in zip(groups, specs, strict=True)
     ]
-    experts = [[limits_of(spec) for spec in row] for row in specs]
-    caching = specs[0][0].config.prefix_caching
-    return end_to_end_lower_bound(workload, gate, Engines(experts, aggregators, fleet.pool.slots, caching))
+    caching = shares_prefixes(fleet, workload)
+    engines = Engines(expert_engines(fleet, workload), aggregators, fleet.pool.slots, caching)
+    bound, first_s = end_to_end_lower_bound(workload, gate, engines), first_read_s(fleet, workload, specs)
+    return EndToEndBound(bound.work_s + first_s, bound.chain_s + first_s)
 
 
 def end_to_end_lower_bound(workload: Workload, gate: Gate, engines: Engines) -> EndToEndBound:

@@ -55,3 +55,11 @@ class Executor(Protocol):
     def stop_session(self, session: int) -> None:
         """Let an open session end as soon as its calls are done."""
         ...
+
+    def prefetch(self, expert: str, workers: tuple[int, ...]) -> None:
+        """Read the expert's weights into the host's memory while the workers are busy with another.
+
+        A session of it there then need not wait for the disk, or for what is left to read. A hint that
+        nothing answers; the workers' last one counts.
+        """
+        ...

@@ -13,6 +13,7 @@ from mosaicsim.executors.messages import (
     Died,
     Heartbeat,
     Message,
+    Prefetch,
     Quit,
     StartFailed,
     Unload,
@@ -43,11 +44,15 @@ class Crew:
         """Other links that drive some of these workers."""
         return [other for other in self._links if other != workers and set(other) & set(workers)]
 
+    def driving(self, worker: int) -> tuple[int, ...] | None:
+        """The workers of the link that drives this one, if there is one."""
+        return next((workers for workers in self._links if worker in workers), None)
+
     def output(self, workers: tuple[int, ...]) -> Path:
         """Where the worker's stdout and stderr go."""
         return self._folder / f"worker-{'-'.join(map(str, workers))}.log"
 
-    def send(self, workers: tuple[int, ...], command: Quit | Unload) -> None:
+    def send(self, workers: tuple[int, ...], command: Quit | Unload | Prefetch) -> None:
         """Tell the worker behind a link that is there."""
         self._links[workers].send(command)
 

@@ -77,7 +77,7 @@ class Ledger:
         """See Recorder."""
         return self._conversation.request(call_id)
 
-    def started(self, spec: SessionSpec, at_s: float) -> None:
+    def started(self, spec: SessionSpec, at_s: float, *, prefetched: bool) -> None:
         """See Recorder."""
         self._journal.write(
             "session",
@@ -86,6 +86,7 @@ class Ledger:
             expert=spec.expert,
             calls=spec.call_ids.tolist(),
             at_s=at_s,
+            **({"prefetched": True} if prefetched else {}),
         )
 
     def ready(self, spec: SessionSpec, resolved: dict[str, object], at_s: float) -> None:
@@ -118,7 +119,9 @@ class Ledger:
             case "session":
                 spec = _spec(fact)
                 stage = AGGREGATOR if spec.expert == AGGREGATOR else "expert"
-                log.sessions[spec.session] = SessionRow(spec, stage, fact["at_s"])
+                log.sessions[spec.session] = SessionRow(
+                    spec, stage, fact["at_s"], prefetched=fact.get("prefetched", False)
+                )
             case "ready":
                 self.resolved[fact["expert"]] = fact["resolved"]
                 self._ready_s[fact["session"]] = fact["at_s"]

@@ -114,6 +114,13 @@ class WithdrawCalls:
 
 
 @dataclass(frozen=True)
+class Prefetch:
+    """Read the weights of ``engine`` into the host's memory beside whatever runs; nothing answers."""
+
+    engine: EngineArguments
+
+
+@dataclass(frozen=True)
 class WarmUp:
     """Start ``engine``, generate a token and close it; answered by Unloaded, or StartFailed with session -1.
 
@@ -134,7 +141,7 @@ class Quit:
     """End the process."""
 
 
-Command = StartSession | AddCalls | CancelCall | WithdrawCalls | WarmUp | Unload | Quit
+Command = StartSession | AddCalls | CancelCall | WithdrawCalls | Prefetch | WarmUp | Unload | Quit
 
 # worker to coordinator
 

@@ -53,6 +53,7 @@ def profile_sessions(
         reasoning=reasoning,
         sequences=spec.config.max_num_seqs,
         progress=np.array([ended_s / ended_s[-1] for ended_s in sessions]),
+        disk_s=spec.disk_s,
     )
 
 

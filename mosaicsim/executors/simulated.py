@@ -17,7 +17,7 @@ import simpy
 
 from mosaicsim.errors import InfeasibleError, MosaicsimError
 from mosaicsim.executors.base import Handler
-from mosaicsim.executors.disk import Disk
+from mosaicsim.executors.disk import Disk, Read
 from mosaicsim.executors.engine import Engine
 from mosaicsim.executors.session import EngineSpec, Session
 from mosaicsim.runtime.events import (
@@ -65,6 +65,15 @@ class SimulatedCluster:
     failures: Mapping[int, Iterable[Failure]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Prefetch:
+    """An expert whose weights are read ahead, and the process that reads what is left of them."""
+
+    expert: str
+    read: Read
+    process: simpy.Process
+
+
 SessionCache = dict[tuple[int, bytes], Engine]
 """Engines that ran a session undisturbed to its end, by (engine spec, call ids): a pure function of both,
 given the call lengths, so schedulers and gates that share a session share the work."""
@@ -102,6 +111,7 @@ class SimulatedExecutor:
         self._sessions: dict[int, Session] = {}
         self._resident: dict[tuple[int, ...], list[str]] = {}
         self._asleep: set[tuple[tuple[int, ...], str]] = set()
+        self._prefetches: dict[tuple[int, ...], _Prefetch] = {}
         self._lost: set[int] = set()
         self._next_failure = dict.fromkeys(range(len(cluster.hosts)), inf)
         self._finished = self.env.event()
@@ -164,6 +174,23 @@ class SimulatedExecutor:
         if session in self._sessions:
             self._sessions[session].stopping = True
             self._poke(self._sessions[session])
+
+    def prefetch(self, expert: str, workers: tuple[int, ...]) -> None:
+        """See Executor. No session's start overlaps with a read of its own weights, as without prefetch."""
+        known = self._prefetches.pop(workers, None)
+        if known is not None and known.process.is_alive:
+            known.process.interrupt()
+        read = Read(self._cluster.engine_of(expert, workers).disk_s)
+        self._prefetches[workers] = _Prefetch(expert, read, self.env.process(self._read_ahead(workers, read)))
+
+    def _read_ahead(self, workers: tuple[int, ...], read: Read) -> Generator[simpy.Event, Any, None]:
+        try:
+            yield from self._disk_of(workers).read(read)
+        except simpy.Interrupt:
+            return  # the session reads on, or another expert is wanted
+
+    def _disk_of(self, workers: tuple[int, ...]) -> Disk:
+        return self._disks[self._cluster.hosts[workers[0]]]
 
     def _withdraw(self, number: int, call_ids: Ints) -> Generator[simpy.Event, Any, None]:
         """Take back what has not started, and say so: as the command's own event, never inside of it."""
@@ -232,8 +259,16 @@ class SimulatedExecutor:
         if (spec.workers, spec.expert) in self._asleep and copies == 1:
             yield self.env.timeout(costs.wake_s)
             return
+        read = Read(costs.disk_s)
+        known = self._prefetches.get(spec.workers)
+        if known is not None and known.expert == spec.expert:
+            del self._prefetches[spec.workers]
+            read = known.read
+            if known.process.is_alive:
+                known.process.interrupt()
+                yield known.process
         yield self.env.timeout(costs.load_s - costs.disk_s)
-        yield from self._disks[self._cluster.hosts[spec.workers[0]]].read(costs.disk_s)
+        yield from self._disk_of(spec.workers).read(read)
         if self._cluster.keep_asleep:
             self._asleep.add((spec.workers, spec.expert))
 
@@ -384,5 +419,9 @@ class SimulatedExecutor:
         for holders in [h for h in self._resident if worker in h]:
             del self._resident[holders]
         self._asleep = {(workers, expert) for workers, expert in self._asleep if worker not in workers}
+        for workers in [w for w in self._prefetches if worker in w]:
+            dropped = self._prefetches.pop(workers)
+            if dropped.process.is_alive:
+                dropped.process.interrupt()
         now = float(self.env.now)
         self._emit(WorkerLost(now, worker, {s.spec.session: self._usage(s, lost=True) for s in lost}))

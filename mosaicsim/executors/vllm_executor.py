@@ -28,6 +28,7 @@ from mosaicsim.executors.messages import (
     EngineTime,
     Heartbeat,
     Message,
+    Prefetch,
     Quit,
     Ready,
     Results,
@@ -82,8 +83,8 @@ class Recorder(Protocol):
         """The prompt and sampling settings of a call about to be sent."""
         ...
 
-    def started(self, spec: SessionSpec, at_s: float) -> None:
-        """A session is started."""
+    def started(self, spec: SessionSpec, at_s: float, *, prefetched: bool) -> None:
+        """A session is started; ``prefetched``: its weights were to be read ahead."""
         ...
 
     def ready(self, spec: SessionSpec, resolved: dict[str, object], at_s: float) -> None:
@@ -144,6 +145,7 @@ class VllmExecutor:
         self._origin = 0.0
         self._sessions: dict[int, _Session] = {}
         self._pinned: dict[int, tuple[int, ...]] = {}
+        self._prefetched: dict[tuple[int, ...], str] = {}
         self._leaving: set[tuple[int, ...]] = set()
         self._cause: dict[tuple[int, ...], str] = {}
         self._back_at: dict[int, float] = {}
@@ -183,7 +185,10 @@ class VllmExecutor:
             blocked_by=set(self._crew.overlapping(spec.workers)) | ({spec.workers} & self._leaving),
         )
         self._sessions[spec.session] = session
-        self._recorder.started(spec, session.load_start_s)
+        prefetched = self._prefetched.get(spec.workers) == spec.expert
+        if prefetched:
+            del self._prefetched[spec.workers]
+        self._recorder.started(spec, session.load_start_s, prefetched=prefetched)
         if not session.blocked_by:
             self._launch(session)
 
@@ -223,6 +228,13 @@ class VllmExecutor:
             target = self._sessions[session]
             target.stopping = True
             self._own.append((target.spec.workers, Heartbeat(time.monotonic(), session, target.time)))
+
+    def prefetch(self, expert: str, workers: tuple[int, ...]) -> None:
+        """See Executor. The process that drives the first of the workers reads, whoever loads later."""
+        driver = self._crew.driving(workers[0])
+        if driver is not None:
+            self._prefetched[workers] = expert
+            self._crew.send(driver, Prefetch(self._engine_of(expert, workers)))
 
     def _make_way(self, workers: tuple[int, ...]) -> None:
         for other in self._crew.overlapping(workers):

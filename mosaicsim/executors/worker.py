@@ -24,6 +24,7 @@ from mosaicsim.executors.messages import (
     Heartbeat,
     Hello,
     Message,
+    Prefetch,
     Quit,
     Ready,
     Results,
@@ -37,6 +38,7 @@ from mosaicsim.executors.messages import (
     Withdrawn,
 )
 from mosaicsim.executors.vllm_engine import Step, VllmEngine, in_one_line
+from mosaicsim.executors.weights import ReadAhead, weight_files
 
 HEARTBEAT_S = 2.0
 """Between words of a worker that has nothing else to say; each costs the coordinator some CPU time."""
@@ -52,6 +54,7 @@ class Worker:
         self._commands, self._send = commands, send
         self._engine: VllmEngine | None = None
         self._asleep: dict[str, VllmEngine] = {}
+        self._read_ahead: ReadAhead | None = None
         self._session = -1
         self._waiting: deque[CallRequest] = deque()
         self._solo_running = False
@@ -99,6 +102,8 @@ class Worker:
             self._cancel(command.call_id)
         elif isinstance(command, WithdrawCalls) and command.session == self._session:
             self._withdraw(command.call_ids)
+        elif isinstance(command, Prefetch):
+            self._prefetch(command)
         elif isinstance(command, WarmUp):
             self._warm_up(command)
         elif isinstance(command, Unload):
@@ -118,6 +123,13 @@ class Worker:
         self._waiting.extend(command.calls)
         self._time_mark = time.monotonic()
         self._say(Ready(self._time_mark, command.session, engine.resolved))
+
+    def _prefetch(self, command: Prefetch) -> None:
+        """Read the model's weights ahead in place of what is being read; an engine's start reads along."""
+        if self._read_ahead is not None:
+            self._read_ahead.stop()
+        self._read_ahead = ReadAhead(weight_files(command.engine.vllm))
+        self._read_ahead.start()
 
     def _warm_up(self, command: WarmUp) -> None:
         if command.cores is not None:

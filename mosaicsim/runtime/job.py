@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 class Job:
     """A session, planned or under way: ``calls`` have not ended, in the order they are queued.
 
-    ``number`` is None until it starts. A ``drained`` one has been found to have no call that waits. Of the
-    ``kept`` among its calls the executor is not told until the engine has a sequence free. ``taken`` counts
-    the calls it was given, less those that left it unfinished; ``learnt``, how many had ended when its pace
-    was last looked at.
+    ``number`` is None until it starts, predicted to load for ``load_s``. A ``drained`` one has been found to
+    have no call that waits. Of the ``kept`` among its calls the executor is not told until the engine has a
+    sequence free. ``taken`` counts the calls it was given, less those that left it unfinished; ``learnt``,
+    how many had ended when its pace was last looked at.
     """
 
     workers: tuple[int, ...]
@@ -22,6 +22,7 @@ class Job:
     kept: dict[int, None] = field(default_factory=dict)
     number: int | None = None
     started_s: float = 0.0
+    load_s: float = 0.0
     ready: bool = False
     ready_s: float = 0.0
     taken: int = 0

@@ -6,7 +6,8 @@ the executor's own; what is kept of the recorded ones is what waited for what:
 * a session waits for the one before it on each of its workers;
 * where a moment came at which everything begun had ended and a worker that had waited was given work, or at
   which the aggregator began, every later session waits for every earlier one (a *barrier*);
-* no more workers are busy at a time than the pool allows; sessions get their turn in recorded order.
+* no more workers are busy at a time than the pool allows; sessions get their turn in recorded order;
+* weights that were read ahead are so again, from when the session before generates.
 
 A call that was cancelled or lost while it ran is replayed with the tokens it came to, so that it takes the
 room it took; one that never ran is left out. One that was added to a session under way is taken as queued
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mosaicsim.executors.base import Executor
-from mosaicsim.runtime.events import CallsFinished, Event, SessionEnded, SessionSpec
+from mosaicsim.runtime.events import CallsFinished, Event, SessionEnded, SessionReady, SessionSpec
 from mosaicsim.runtime.runlog import RunLog, SessionRow
 from mosaicsim.workload.calls import Ints, Workload
 
@@ -33,6 +34,7 @@ class Step:
     spec: SessionSpec
     stage: str
     epoch: int
+    prefetched: bool = False
 
 
 class Replay:
@@ -58,10 +60,19 @@ class Replay:
         """See Handler."""
         if isinstance(event, CallsFinished):
             self.log.record(event.session, event.records)
+        elif isinstance(event, SessionReady):
+            self._prefetch(self._running[event.session])
         elif isinstance(event, SessionEnded):
             self.log.sessions[event.session].usage = event.usage
             del self._running[event.session]
             self._dispatch(event.at_s)
+
+    def _prefetch(self, running: Step) -> None:
+        """Have read what comes next where this session runs, if it was in the recorded run."""
+        workers = set(running.spec.workers)
+        following = next((step for step in self._left if workers & set(step.spec.workers)), None)
+        if following is not None and following.prefetched:
+            self._executor.prefetch(following.spec.expert, following.spec.workers)
 
     def _dispatch(self, now: float) -> None:
         """Start every session that waits for nothing, in recorded order."""
@@ -97,7 +108,7 @@ def steps_of(recorded: RunLog, workload: Workload) -> list[Step]:
     for row, epoch in zip(rows, epochs, strict=True):
         calls, usage = _ran(recorded, row.spec), row.usage
         if len(calls) or (usage is not None and usage.ready_s > usage.load_start_s):
-            steps.append(Step(_spec(row.spec, calls, workload), row.stage, epoch))
+            steps.append(Step(_spec(row.spec, calls, workload), row.stage, epoch, row.prefetched))
     return steps
 
 

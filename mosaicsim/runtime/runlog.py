@@ -15,13 +15,17 @@ PENDING, FINISHED, CANCELLED, FAILED = -1, 0, 1, 2
 
 @dataclass
 class SessionRow:
-    """A session as it went; ``usage`` comes with its end, ``lost`` when a worker failed under it."""
+    """A session as it went; ``usage`` comes with its end, ``lost`` when a worker failed under it.
+
+    ``prefetched``: its weights were to be read ahead.
+    """
 
     spec: SessionSpec
     stage: str
     started_s: float
     usage: SessionUsage | None = None
     lost: bool = False
+    prefetched: bool = False
 
 
 @dataclass

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from math import inf
 
 import numpy as np
@@ -93,6 +94,7 @@ class SteeredRun:
         self._alive = {w.index for w in pool.workers}
         self._holds: dict[int, int] = {}
         self._awaits: dict[int, tuple[int, int]] = {}
+        self._prefetched: dict[tuple[int, ...], int] = {}
         self._loose: dict[int, dict[int, None]] = {}
         self._ready_questions: list[int] = []
         self._job_of: dict[int, Job] = {}
@@ -136,6 +138,7 @@ class SteeredRun:
         elif isinstance(event, SessionReady):
             job = self._running[event.session]
             job.ready, job.ready_s = True, event.at_s
+            self._prefetch()
             return
         elif isinstance(event, SessionEnded):
             self._end(event)
@@ -250,22 +253,23 @@ class SteeredRun:
         for group in self._groups(expert):
             if not set(group) <= self._alive:
                 continue
-            before_s = 0.0
+            before_s, behind = 0.0, False
             own: Job | None = None
             for job in self._jobs(group[0]):
                 if job.expert == expert and job.workers == group and not job.stopping:
                     own = job
                     break
                 before_s += self._left_s(job, now)
+                behind = True
             cost = self._forecast.cost(expert, group)
             if own is not None:
-                wait_s = before_s + (0.0 if own.ready else cost.load_s)
+                wait_s = before_s + (0.0 if own.ready else self._load_s(group, expert, behind=behind))
                 jobs.append(own)
                 seats.append(Seat(group[0], self._forecast.size(own), weight, cost, wait_s))
             elif not self._may_host(expert, group):
                 continue
             else:
-                load = 0.0 if self._has(group, expert) else cost.load_s
+                load = self._load_s(group, expert, behind=behind)
                 jobs.append(Job(group, expert, {}, self._last_phase))
                 seats.append(Seat(group[0], 0.0, weight, cost, max(backlog[w] for w in group) + load))
         if not seats:
@@ -339,6 +343,21 @@ class SteeredRun:
         for worker in self._next_workers(now):
             if self._is_idle(worker):
                 self._relieve(worker, now)
+        self._prefetch()
+
+    def _prefetch(self) -> None:
+        """Have read what busy workers run next: what they have planned, else the aggregator."""
+        if not self._course.prefetch:
+            return
+        for job in self._running.values():
+            if not job.ready or len(job.workers) > 1:
+                continue
+            planned = ((other.workers, other.expert) for other in self._lanes[job.workers[0]])
+            last = ((g, AGGREGATING) for g in self._course.instances.groups if g[0] == job.workers[0])
+            group, expert = next(chain(planned, last), (job.workers, job.expert))
+            if expert != job.expert and self._prefetched.get(group) != expert:
+                self._prefetched[group] = expert
+                self._executor.prefetch(self._name_of(expert), group)
 
     def _phase(self) -> int:
         """The lowest phase with a session left: later phases wait for it."""
@@ -365,6 +384,10 @@ class SteeredRun:
 
     def _start(self, job: Job, now: float) -> None:
         job.number, job.started_s, job.taken = self._serial, now, len(job.calls)
+        job.load_s = self._load_s(job.workers, job.expert, behind=False)
+        prefetched = self._prefetched.get(job.workers) == job.expert
+        if prefetched:
+            del self._prefetched[job.workers]
         self._serial += 1
         self._running[job.number] = job
         if job.expert != AGGREGATING:
@@ -376,7 +399,7 @@ class SteeredRun:
             )
         spec = self._spec(job, [call for call in job.calls if call not in job.kept])
         self.log.sessions[spec.session] = SessionRow(
-            spec, AGGREGATOR if job.expert == AGGREGATING else "expert", now
+            spec, AGGREGATOR if job.expert == AGGREGATING else "expert", now, prefetched=prefetched
         )
         for worker in job.workers:
             self._holds.pop(worker, None)
@@ -391,8 +414,7 @@ class SteeredRun:
             return SessionSpec(
                 number, job.workers, AGGREGATOR, ids, prompts, np.full(len(ids), -1), open=True
             )
-        table = self._workload.calls
-        name = self._workload.experts[job.expert]
+        table, name = self._workload.calls, self._name_of(job.expert)
         return SessionSpec(
             number, job.workers, name, ids, table.prompt_tokens[ids], table.question[ids], open=True
         )
@@ -451,7 +473,7 @@ class SteeredRun:
                         end_s,
                         self._forecast.cost(job.expert, job.workers),
                         cost,
-                        0.0 if self._has(here, job.expert) else cost.load_s,
+                        self._load_s(here, job.expert, behind=False),
                         own_s,
                         job.number is not None,
                         len(job.kept) or len(job.calls),
@@ -509,7 +531,7 @@ class SteeredRun:
     def _pays(self, job: Job, n: int, worker: int) -> bool:
         """Whether taking over so many calls, fewer than asked for perhaps, still is worth the load."""
         cost, here = self._forecast.cost(job.expert, job.workers), self._forecast.cost(job.expert, (worker,))
-        load = 0.0 if self._has((worker,), job.expert) else here.load_s
+        load = self._load_s((worker,), job.expert, behind=False)
         before = cost.predict_s(len(job.calls) + n)
         return before - max(cost.predict_s(len(job.calls)), load + here.predict_s(n)) > load
 
@@ -535,6 +557,7 @@ class SteeredRun:
                 del self._awaits[worker]
         self._awaits.pop(event.worker, None)
         self._holds.pop(event.worker, None)
+        self._prefetched = {g: expert for g, expert in self._prefetched.items() if event.worker not in g}
         for lane in self._lanes.values():
             for job in [j for j in lane if event.worker in j.workers]:
                 lane.remove(job)
@@ -561,6 +584,9 @@ class SteeredRun:
         n = len(self._workload.calls)
         return int(self._workload.calls.expert[call]) if call < n else AGGREGATING
 
+    def _name_of(self, expert: int) -> str:
+        return AGGREGATOR if expert == AGGREGATING else self._workload.experts[expert]
+
     def _groups(self, expert: int) -> tuple[tuple[int, ...], ...]:
         """Where a session of the expert can run."""
         if expert == AGGREGATING:
@@ -571,12 +597,24 @@ class SteeredRun:
         """Whether the model is there already."""
         return len(group) == 1 and self._holds.get(group[0]) == expert
 
+    def _load_s(self, group: tuple[int, ...], expert: int, *, behind: bool) -> float:
+        """Seconds to bring the model there; ``behind`` another session its weights will be read ahead."""
+        if self._has(group, expert):
+            return 0.0
+        cost = self._forecast.cost(expert, group)
+        ahead = self._course.prefetch and behind
+        return cost.load_s - (cost.disk_s if ahead or self._prefetched.get(group) == expert else 0.0)
+
     def _jobs(self, worker: int) -> list[Job]:
         """Sessions of a worker: under way, then planned."""
         return [job for job in self._running.values() if worker in job.workers] + list(self._lanes[worker])
 
     def _left_s(self, job: Job, now: float) -> float:
-        return self._forecast.left_s(job, now, there=self._has(job.workers, job.expert))
+        if job.number is not None:
+            return self._forecast.left_s(job, now, job.load_s)
+        behind = bool(self._running) and any(job.workers[0] in j.workers for j in self._running.values())
+        behind = behind or self._lanes[job.workers[0]][0] is not job
+        return self._forecast.left_s(job, now, self._load_s(job.workers, job.expert, behind=behind))
 
     def _backlog(self, worker: int, now: float) -> float:
         """Predicted seconds until a worker has done what it was given."""

@@ -32,6 +32,7 @@ class SessionCost:
     ``max_output_tokens`` describe the calibration lengths. ``reasoning`` marks experts that think before
     they answer. ``sequences`` is the most the engine runs at once. ``progress``, shape (sizes, shares), is
     the part of a session's time after which 1/n, 2/n, ..., n/n of its calls have ended; empty: not known.
+    ``disk_s`` is the part of ``load_s`` that weights read ahead spare.
     """
 
     load_s: float
@@ -42,6 +43,7 @@ class SessionCost:
     reasoning: bool
     sequences: int = 256
     progress: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    disk_s: float = 0.0
 
     def ended_s(self, n_calls: float, share: float) -> float:
         """Seconds until a share of the calls of a session of ``n_calls`` has ended; 0 where not known."""
@@ -188,7 +190,8 @@ class Course:
     time, or when a session of their expert has fewer than ``fill`` calls left. The aggregator runs as
     ``instances`` says, its calls once their question needs them (``overlap``) or after the expert stage.
     ``reserved`` workers take over no calls of others while aggregator calls may still come. With
-    ``exchange``, a session with a sequence free takes the next call of another session of its expert.
+    ``exchange``, a session with a sequence free takes the next call of another session of its expert. With
+    ``prefetch``, the model a busy worker runs next is read into the host's memory.
     """
 
     held: Ints
@@ -197,6 +200,7 @@ class Course:
     instances: Instances
     reserved: tuple[int, ...] = ()
     exchange: bool = False
+    prefetch: bool = False
 
 
 class SchedulerOptions(StrictModel):

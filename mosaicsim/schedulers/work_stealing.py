@@ -55,6 +55,9 @@ class WorkStealingOptions(SchedulerOptions):
         1, ge=0, description="rehearsals of each draft of the plan on calibration questions; 0: by formula"
     )
     overlap: bool = Field(True, description="aggregator calls start as their question is ready; no barrier")
+    prefetch: bool = Field(
+        True, description="the model a busy worker runs next is read into the host's memory"
+    )
 
     @field_validator("start")
     @classmethod
@@ -90,6 +93,7 @@ class WorkStealing:
             return self._start.plan(problem)
         outlook = Outlook(problem)
         asks = outlook.asks()
+        ahead = _read_ahead(problem) if self.options.prefetch else problem
         none = _Held.none()
         holding = [none]
         if self.options.cascade and problem.gate.cancels and outlook.quorum < outlook.k:
@@ -100,7 +104,7 @@ class WorkStealing:
             for instances in problem.instances
             if instances.tp == 1 or held is holding[0]
             for placement in self._placements(
-                replace(problem, call_ids=held.expected(problem)), instances, asks
+                replace(ahead, call_ids=held.expected(problem)), instances, asks
             )
         ]
         self._prepare(problem, none, outlook.k)
@@ -136,6 +140,7 @@ class WorkStealing:
                     placement.instances,
                     placement.reserved,
                     options.steal,
+                    options.prefetch,
                 ),
             ),
             held,
@@ -388,6 +393,18 @@ def _hold(problem: Problem, outlook: Outlook, how: str) -> _Held:
 def _marginal_s(cost: SessionCost, n_calls: int) -> float:
     """Seconds a call adds to a session of many."""
     return cost.predict_s(n_calls) / n_calls if n_calls else 0.0
+
+
+def _read_ahead(problem: Problem) -> Problem:
+    """The problem where sessions load without the disk; every worker's first has to wait for it all the same.
+
+    What all first sessions have in common goes into the workers' backlogs.
+    """
+    used = np.unique(problem.calls.expert[problem.call_ids]).tolist()
+    least_s = min((cost.disk_s for m in used for cost in problem.costs[m]), default=0.0)
+    costs = tuple(tuple(replace(c, load_s=c.load_s - c.disk_s) for c in row) for row in problem.costs)
+    workers = tuple(replace(w, backlog_s=w.backlog_s + least_s) for w in problem.workers)
+    return replace(problem, costs=costs, workers=workers)
 
 
 def _on(problem: Problem, workers: tuple[WorkerView, ...]) -> Problem:
