@@ -21,7 +21,7 @@ from mosaicsim.runtime.events import CallsWithdrawn, Event
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
 from mosaicsim.runtime.steered import SteeredRun
-from mosaicsim.schedulers.base import Instances, Problem, Steering, WorkerView
+from mosaicsim.schedulers.base import AGGREGATING, Instances, Problem, Steering, WorkerView
 from mosaicsim.schedulers.registry import create
 from mosaicsim.workload.calls import NO_ANSWER, Calibration, Workload
 
@@ -62,6 +62,8 @@ class Seen(SteeredRun):
         jobs = [*self._running.values(), *(job for lane in self._lanes.values() for job in lane)]
         calls = [call for job in jobs for call in job.calls]
         assert len(calls) == len(set(calls))
+        asking = [job.workers for job in jobs if job.expert == AGGREGATING and not job.stopping]
+        assert len(asking) == len(set(asking)), "no aggregator call waits behind others where its model is"
         for job in jobs:
             assert set(job.kept) <= set(job.calls)
             assert all(self._job_of[call] is job for call in job.calls)

@@ -497,8 +497,16 @@ class SteeredRun:
         self._put_first(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
 
     def _put_first(self, job: Job) -> None:
-        """Plan a session before what its worker has planned."""
-        self._lanes[job.workers[0]].appendleft(job)
+        """Plan a session before what its worker has planned, the aggregator's joined by its own calls.
+
+        They would otherwise wait, the model loaded, until the last of those taken from others had ended.
+        """
+        lane = self._lanes[job.workers[0]]
+        if job.expert == AGGREGATING:
+            for own in [j for j in lane if j.expert == AGGREGATING and j.workers == job.workers]:
+                lane.remove(own)
+                job.calls = own.calls | job.calls
+        lane.appendleft(job)
         self._job_of.update(dict.fromkeys(job.calls, job))
 
     def _move(self, event: CallsWithdrawn) -> None:
