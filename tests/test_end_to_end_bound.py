@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,30 @@ from test_steered import run as steer
 from worlds import CONFIG, SPEC, make_workload, run
 
 from mosaicsim.aggregation.registry import create as create_gate
-from mosaicsim.analysis.bound import limits_of
+from mosaicsim.analysis.bound import read_ahead
 from mosaicsim.analysis.end_to_end_bound import (
     EndToEndBound,
     Engines,
+    bound_of_whole_run,
     deciding_sets,
     end_to_end_lower_bound,
 )
+from mosaicsim.analysis.study import simulate
+from mosaicsim.executors.fleet import Fleet
+from mosaicsim.policies import PolicyKind
+from mosaicsim.scenario import load_scenario
 from mosaicsim.workload.calls import AggregatorCalls, Ints, Workload
 
 
 def bound(
     workload: Workload, gate: tuple[str, dict[str, Any]], *, slots: int = 1, tp: int = 1, seats: int = 16
 ) -> EndToEndBound:
-    """Of the world that ``test_steered.run`` makes: three workers alike."""
-    engine = limits_of(replace(SPEC, config=replace(CONFIG, max_num_seqs=seats)))
+    """Of the world that ``test_steered.run`` makes: three workers alike; as of a fleet, weights read ahead."""
+    engine = read_ahead(replace(SPEC, config=replace(CONFIG, max_num_seqs=seats)))
     groups = [(0,), (1,), (2,)] if tp == 1 else [(0, 1, 2)]
     engines = Engines([[engine] * 3] * len(workload.experts), [(g, engine) for g in groups], slots, True)
-    return end_to_end_lower_bound(workload, create_gate(*gate), engines)
+    found = end_to_end_lower_bound(workload, create_gate(*gate), engines)
+    return EndToEndBound(found.work_s + SPEC.disk_s, found.chain_s + SPEC.disk_s)
 
 
 def answered(answers: list[int], output: list[int], aggregation: int) -> Workload:
@@ -56,6 +63,7 @@ def answered(answers: list[int], output: list[int], aggregation: int) -> Workloa
     st.sampled_from([1, 3]),
     st.sampled_from([2, 16]),
     st.integers(1, 14),
+    st.integers(1, 12),
     st.integers(0, 1000),
 )
 def test_no_run_beats_it(
@@ -66,12 +74,25 @@ def test_no_run_beats_it(
     tp: int,
     seats: int,
     questions: int,
+    n_experts: int,
     seed: int,
 ) -> None:
-    workload = calibrated(make_workload(questions, n_experts=4, seed=seed, answers=2))
+    workload = calibrated(make_workload(questions, n_experts=n_experts, seed=seed, answers=2))
     given = {"start": start, "scenes": 0, **options}
     _, makespan = steer(workload, gate, given, slots=slots, tp=tp, seats=seats)
     assert bound(workload, gate, slots=slots, tp=tp, seats=seats).seconds <= makespan * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("gate", ["always", "{plurality: {tau: 2/3, cancel_pending: true}}"])
+def test_no_run_of_a_scenario_beats_its_bound(gate: str) -> None:
+    scenario = load_scenario(
+        Path(__file__).parent.parent / "scenarios" / "beyond_gpqa.yaml",
+        ["replicates=1", f"gates=[{gate}]", "schedulers=[{work_stealing: {start: greedy, scenes: 0}}]"],
+    )
+    result = simulate(scenario)
+    (judge,) = scenario.policies(PolicyKind.GATE)
+    found = bound_of_whole_run(Fleet(scenario), result.workloads[0], judge.create()).seconds
+    assert 0.4 * result.runs[0].metrics["makespan_s"] < found < result.runs[0].metrics["makespan_s"]
 
 
 def test_no_run_with_a_barrier_beats_it() -> None:

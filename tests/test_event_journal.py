@@ -22,6 +22,7 @@ from mosaicsim.errors import OutputError
 from mosaicsim.executors.ledger import Ledger
 from mosaicsim.executors.messages import CallRequest, CallResult
 from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
+from mosaicsim.runtime.events import SessionSpec
 from mosaicsim.runtime.journal import Journal
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.pool import Pool
@@ -128,6 +129,18 @@ COLUMNS = (
     "status",
 )
 GATES = [("always", {}), ("plurality", {"tau": "2/3", "cancel_pending": True})]
+
+
+def test_the_journal_tells_whose_weights_were_read_ahead(tmp_path: Path) -> None:
+    workload, calls = make_workload(1), np.arange(1)
+    journal = Journal(tmp_path / "journal.jsonl")
+    written = Ledger(journal, Known(workload))
+    for number, prefetched in enumerate([False, True]):
+        written.started(SessionSpec(number, (0,), "e0", calls, calls, calls), 1.0, prefetched=prefetched)
+    journal.close()
+    log = RunLog(4)
+    Ledger(Journal(tmp_path / "journal.jsonl"), Known(workload)).restore(log)
+    assert [log.sessions[number].prefetched for number in (0, 1)] == [False, True]
 
 
 @settings(max_examples=40, deadline=None)

@@ -18,6 +18,7 @@ from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.rehearsal import Rehearsal
 from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
 from mosaicsim.runtime.events import CallsWithdrawn, Event
+from mosaicsim.runtime.job import Job
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
 from mosaicsim.runtime.steered import SteeredRun
@@ -314,6 +315,51 @@ def test_what_a_busy_worker_runs_next_is_read_ahead(gate: tuple[str, dict[str, A
     loads_s = [load_s for lane in lanes.values() for _, prefetched, load_s in lane if prefetched]
     assert len(loads_s) > 3
     assert min(loads_s) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_what_was_read_ahead_is_there_when_it_is_wanted(slots: int) -> None:
+    """Also where models share a worker, and another is read as soon as a session starts."""
+    workload = calibrated(make_workload(400, n_experts=12))
+    steered, _ = run(workload, ("always", {}), {"start": "round_robin", "scenes": 0}, slots=slots)
+    loads_s = [
+        row.usage.ready_s - row.usage.load_start_s
+        for row in steered.log.sessions.values()
+        if row.prefetched and row.usage is not None
+    ]
+    assert len(loads_s) > 5
+    assert sum(load_s < 1.0 + 1e-6 for load_s in loads_s) > len(loads_s) / 2
+
+
+def test_loads_are_predicted_as_they_will_be() -> None:
+    """Full on an idle worker, without the disk part behind another session or once the weights are read."""
+    workload = calibrated(make_workload(30))
+    options = {"start": "greedy", "scenes": 0}
+    plain, _ = run(workload, ("always", {}), {**options, "prefetch": False})
+    assert plain._load_s((0,), 0, behind=True) == 3.0
+    ahead, _ = run(workload, ("always", {}), options)
+    ahead._holds, ahead._prefetched = {0: 1}, {(1,): 2}
+    loads_s = [
+        ahead._load_s((w,), m, behind=b)
+        for w, m, b in [(0, 0, False), (0, 0, True), (0, 1, True), (1, 2, False)]
+    ]
+    assert loads_s == [3.0, 1.0, 0.0, 1.0]
+    job = Job((2,), 0, {0: None}, number=7, started_s=10.0, load_s=1.0)
+    assert ahead._loads_for_s(job, 10.25) == 0.75
+    assert ahead._left_s(job, 10.25) == pytest.approx(0.75 + ahead._forecast.cost(0, (2,)).predict_s(1))
+
+
+def test_a_lost_worker_s_weights_are_not_counted_on() -> None:
+    """It comes back to a host that may have lost them: every first session there loads in full."""
+    workload = calibrated(make_workload(120, n_experts=5))
+    options = {"start": "round_robin", "scenes": 0, "steal": False, "overlap": False}
+    steered, _ = run(workload, ("always", {}), options, planned={0: [Failure(6.0, 2.0)]})
+    after = [r for r in steered.log.sessions.values() if r.spec.workers == (0,) and r.started_s >= 8.0]
+    assert any(r.prefetched for r in steered.log.sessions.values())
+    assert after
+    assert not after[0].prefetched
+    assert after[0].usage is not None
+    assert after[0].usage.ready_s - after[0].usage.load_start_s == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 from engines import KeepAll, RealConformance, arguments, build_tiny_models, crew_of, needs_vllm
 from executor_conformance import Script, session, sessions_ended
+from test_weights import cached, evict
 from worlds import make_workload, problem_maker
 
 from mosaicsim.aggregation.registry import create as create_gate
 from mosaicsim.errors import MosaicsimError
+from mosaicsim.executors.base import Executor
 from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.messages import Message, Submitted
 from mosaicsim.executors.process import ProcessLink
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
-from mosaicsim.runtime.events import SessionSpec, WorkerLost
+from mosaicsim.runtime.events import Event, SessionReady, SessionSpec, WorkerLost
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import FAILED, FINISHED
@@ -55,6 +58,27 @@ class TestConformance(RealConformance):
 
     def kill(self, worker: int) -> None:
         kill(self.crew, worker)
+
+
+def test_a_busy_worker_reads_the_weights_of_the_next_model(models: Path, crew: Crew) -> None:
+    """Those of "b" leave the page cache as "a" is ready; a prefetch brings them back while "a" generates."""
+    weights = next((models / "tiny-b").glob("*.safetensors"))
+
+    def react(executor: Executor, event: Event) -> None:
+        if isinstance(event, SessionReady):
+            evict(weights)
+            if cached(weights):
+                pytest.skip("this file system keeps no pages on a disk")
+            executor.prefetch("b", (0,))
+
+    recorder = KeepAll([500])
+    executor = VllmExecutor(crew, 1, lambda expert, workers: arguments(models, expert), recorder)
+    executor.run(Script([session(0, (0,), "a", range(1))], sessions_ended(0), react))
+    deadline = time.monotonic() + 20
+    while not cached(weights) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert cached(weights)
+    crew.unload()
 
 
 class Deadly(VllmExecutor):

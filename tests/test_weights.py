@@ -64,12 +64,12 @@ def test_what_was_read_ahead_is_in_the_page_cache(tmp_path: Path) -> None:
     evict(path)
     if cached(path):
         pytest.skip("this file system keeps no pages on a disk")
-    stopped = ReadAhead([path])
+    stopped = ReadAhead({"model": str(path)})
     stopped.stop()
     stopped.start()
     stopped.join()
     assert not cached(path)
-    reading = ReadAhead([path])
+    reading = ReadAhead({"model": str(path)})
     reading.start()
     reading.join()
     assert cached(path)
@@ -83,10 +83,10 @@ def test_what_does_not_fit_into_memory_is_left_on_the_disk(tmp_path: Path) -> No
     evict(path)
     if cached(path):
         pytest.skip("this file system keeps no pages on a disk")
-    vast = tmp_path / "vast.safetensors"
+    vast = tmp_path / "model-2.safetensors"
     with vast.open("wb") as file:
         file.truncate(1 << 43)
-    reading = ReadAhead([path, vast])
+    reading = ReadAhead({"model": str(tmp_path)})
     reading.start()
     reading.join(60)
     assert not reading.is_alive()

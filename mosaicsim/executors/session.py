@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import simpy
 
+from mosaicsim.executors.disk import Read
 from mosaicsim.executors.engine import Engine, EngineConfig
 from mosaicsim.hardware.latency import StepTables
 from mosaicsim.runtime.events import SessionSpec
@@ -28,6 +29,21 @@ class EngineSpec:
     unload_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Prefetch:
+    """An expert whose weights are read ahead, and the process that reads what is left of them."""
+
+    expert: str
+    read: Read
+    process: simpy.Process
+
+    def halt(self) -> bool:
+        """Read no further; whether the process has yet to end."""
+        if self.process.is_alive:
+            self.process.interrupt()
+        return bool(self.process.is_alive)
+
+
 class Session:
     """A session in progress: its engine, and the map between engine seconds and the run's seconds."""
 
@@ -42,6 +58,7 @@ class Session:
         self.generating = False
         self.load_start_s = now
         self.process: simpy.Process | None = None
+        self.prefetch: Prefetch | None = None
         self._pieces: list[tuple[float, float, float]] = []
 
     def set_rate(self, now: float, rate: float) -> None:

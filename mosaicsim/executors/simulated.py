@@ -19,7 +19,7 @@ from mosaicsim.errors import InfeasibleError, MosaicsimError
 from mosaicsim.executors.base import Handler
 from mosaicsim.executors.disk import Disk, Read
 from mosaicsim.executors.engine import Engine
-from mosaicsim.executors.session import EngineSpec, Session
+from mosaicsim.executors.session import EngineSpec, Prefetch, Session
 from mosaicsim.runtime.events import (
     CallRecords,
     CallsFinished,
@@ -65,15 +65,6 @@ class SimulatedCluster:
     failures: Mapping[int, Iterable[Failure]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Prefetch:
-    """An expert whose weights are read ahead, and the process that reads what is left of them."""
-
-    expert: str
-    read: Read
-    process: simpy.Process
-
-
 SessionCache = dict[tuple[int, bytes], Engine]
 """Engines that ran a session undisturbed to its end, by (engine spec, call ids): a pure function of both,
 given the call lengths, so schedulers and gates that share a session share the work."""
@@ -111,7 +102,7 @@ class SimulatedExecutor:
         self._sessions: dict[int, Session] = {}
         self._resident: dict[tuple[int, ...], list[str]] = {}
         self._asleep: set[tuple[tuple[int, ...], str]] = set()
-        self._prefetches: dict[tuple[int, ...], _Prefetch] = {}
+        self._prefetches: dict[tuple[int, ...], Prefetch] = {}
         self._lost: set[int] = set()
         self._next_failure = dict.fromkeys(range(len(cluster.hosts)), inf)
         self._finished = self.env.event()
@@ -137,6 +128,8 @@ class SimulatedExecutor:
         known = self._cache.get((id(costs), spec.call_ids.tobytes())) if self._cache is not None else None
         engine = known or Engine(costs.config, costs.tables, reactive=self._reactive)
         session = Session(spec, costs, engine, float(self.env.now))
+        if spec.workers in self._prefetches and self._prefetches[spec.workers].expert == spec.expert:
+            session.prefetch = self._prefetches.pop(spec.workers)
         if known:
             session.ids = spec.call_ids.tolist()
         else:
@@ -177,11 +170,12 @@ class SimulatedExecutor:
 
     def prefetch(self, expert: str, workers: tuple[int, ...]) -> None:
         """See Executor. No session's start overlaps with a read of its own weights, as without prefetch."""
-        known = self._prefetches.pop(workers, None)
-        if known is not None and known.process.is_alive:
-            known.process.interrupt()
+        if (workers, expert) in self._asleep:
+            return
+        if workers in self._prefetches:
+            self._prefetches.pop(workers).halt()
         read = Read(self._cluster.engine_of(expert, workers).disk_s)
-        self._prefetches[workers] = _Prefetch(expert, read, self.env.process(self._read_ahead(workers, read)))
+        self._prefetches[workers] = Prefetch(expert, read, self.env.process(self._read_ahead(workers, read)))
 
     def _read_ahead(self, workers: tuple[int, ...], read: Read) -> Generator[simpy.Event, Any, None]:
         try:
@@ -247,6 +241,9 @@ class SimulatedExecutor:
     def _load(self, session: Session) -> Generator[simpy.Event, Any, None]:
         """Take the workers' memory and bring the model there: resident, woken or from disk."""
         spec, costs = session.spec, session.costs
+        ahead = session.prefetch
+        if ahead is not None and ahead.halt():
+            yield ahead.process
         resident = self._resident.get(spec.workers, [])
         if spec.expert in resident:
             resident.remove(spec.expert)
@@ -259,16 +256,8 @@ class SimulatedExecutor:
         if (spec.workers, spec.expert) in self._asleep and copies == 1:
             yield self.env.timeout(costs.wake_s)
             return
-        read = Read(costs.disk_s)
-        known = self._prefetches.get(spec.workers)
-        if known is not None and known.expert == spec.expert:
-            del self._prefetches[spec.workers]
-            read = known.read
-            if known.process.is_alive:
-                known.process.interrupt()
-                yield known.process
         yield self.env.timeout(costs.load_s - costs.disk_s)
-        yield from self._disk_of(spec.workers).read(read)
+        yield from self._disk_of(spec.workers).read(ahead.read if ahead else Read(costs.disk_s))
         if self._cluster.keep_asleep:
             self._asleep.add((spec.workers, spec.expert))
 
@@ -413,6 +402,8 @@ class SimulatedExecutor:
             del self._sessions[session.spec.session]
             if session.process is not None and session.started:
                 session.process.interrupt(_LOST)
+            if session.prefetch is not None:
+                session.prefetch.halt()
             if session.generating:
                 self._share(session.spec.workers)
                 self._report(session)
@@ -420,8 +411,6 @@ class SimulatedExecutor:
             del self._resident[holders]
         self._asleep = {(workers, expert) for workers, expert in self._asleep if worker not in workers}
         for workers in [w for w in self._prefetches if worker in w]:
-            dropped = self._prefetches.pop(workers)
-            if dropped.process.is_alive:
-                dropped.process.interrupt()
+            self._prefetches.pop(workers).halt()
         now = float(self.env.now)
         self._emit(WorkerLost(now, worker, {s.spec.session: self._usage(s, lost=True) for s in lost}))

@@ -233,8 +233,13 @@ class VllmExecutor:
         """See Executor. The process that drives the first of the workers reads, whoever loads later."""
         driver = self._crew.driving(workers[0])
         if driver is not None:
+            self._forget_prefetches(driver)
             self._prefetched[workers] = expert
             self._crew.send(driver, Prefetch(self._engine_of(expert, workers)))
+
+    def _forget_prefetches(self, driver: tuple[int, ...]) -> None:
+        """A process reads one model at a time: what it may have read of another is not counted on."""
+        self._prefetched = {w: expert for w, expert in self._prefetched.items() if w[0] not in driver}
 
     def _make_way(self, workers: tuple[int, ...]) -> None:
         for other in self._crew.overlapping(workers):
@@ -373,6 +378,7 @@ class VllmExecutor:
             self._blame(session, reason, at_s)
             del self._sessions[session.spec.session]
             self._pinned.pop(session.spec.session, None)
+        self._forget_prefetches(workers)
         worker = workers[0]
         self._losses[worker] += 1
         patience = self._patience

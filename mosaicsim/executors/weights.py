@@ -7,7 +7,7 @@ to be freed. Imported in worker processes only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -49,11 +49,12 @@ def weight_files(vllm: Mapping[str, Any]) -> list[Path]:
 
 
 class ReadAhead(Thread):
-    """Reads files once, in the background; what they hold is thrown away, the kernel keeps it."""
+    """Reads a model's files once, in the background; what they hold is thrown away, the kernel keeps it."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, vllm: Mapping[str, Any]) -> None:
+        """``vllm`` are the arguments of the engine that is to load the model."""
         super().__init__(name="read-ahead", daemon=True)
-        self._files = tuple(files)
+        self._vllm = vllm
         self._enough = Event()
 
     def run(self) -> None:
@@ -61,14 +62,15 @@ class ReadAhead(Thread):
         import psutil
 
         try:
-            if sum(file.stat().st_size for file in self._files) > psutil.virtual_memory().available:
+            files = weight_files(self._vllm)
+            if sum(file.stat().st_size for file in files) > psutil.virtual_memory().available:
                 return
             buffer = bytearray(CHUNK_BYTES)
-            for path in self._files:
+            for path in files:
                 with path.open("rb", buffering=0) as file:
                     while not self._enough.is_set() and file.readinto(buffer):
                         pass
-        except OSError as error:  # a hint that cannot be followed: the engine's own start will say more
+        except Exception as error:  # a hint that cannot be followed; the engine's own start will say more
             _log.warning("cannot read ahead: %s", error)
 
     def stop(self) -> None:

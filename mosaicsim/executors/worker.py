@@ -38,7 +38,7 @@ from mosaicsim.executors.messages import (
     Withdrawn,
 )
 from mosaicsim.executors.vllm_engine import Step, VllmEngine, in_one_line
-from mosaicsim.executors.weights import ReadAhead, weight_files
+from mosaicsim.executors.weights import ReadAhead
 
 HEARTBEAT_S = 2.0
 """Between words of a worker that has nothing else to say; each costs the coordinator some CPU time."""
@@ -125,11 +125,17 @@ class Worker:
         self._say(Ready(self._time_mark, command.session, engine.resolved))
 
     def _prefetch(self, command: Prefetch) -> None:
-        """Read the model's weights ahead in place of what is being read; an engine's start reads along."""
+        """Read the model's weights ahead in place of what is being read, unless it is there or asleep."""
+        self._stop_reading()
+        loaded = self._engine is not None and self._engine.expert == command.engine.expert
+        if not loaded and command.engine.expert not in self._asleep:
+            self._read_ahead = ReadAhead(command.engine.vllm)
+            self._read_ahead.start()
+
+    def _stop_reading(self) -> None:
         if self._read_ahead is not None:
             self._read_ahead.stop()
-        self._read_ahead = ReadAhead(weight_files(command.engine.vllm))
-        self._read_ahead.start()
+            self._read_ahead = None
 
     def _warm_up(self, command: WarmUp) -> None:
         if command.cores is not None:
@@ -164,6 +170,7 @@ class Worker:
 
     def _unload(self) -> None:
         self._session = -1
+        self._stop_reading()
         for engine in [self._engine, *self._asleep.values()]:
             if engine is not None:
                 engine.close()

@@ -50,7 +50,7 @@ class Forecast:
         return True
 
     def left_s(self, job: Job, now: float, load_s: float) -> float:
-        """Predicted seconds until a session is done, counted from its turn, when it will load for ``load_s``.
+        """Predicted seconds until a session is done, counted from its turn; ``load_s`` of them to load.
 
         Of an expert's under way, what the profile says a session of its size still takes when so many calls
         have ended, but no more than its calls left would take anew. Of the aggregator's, which gets its calls
@@ -58,10 +58,8 @@ class Forecast:
         """
         cost = self.cost(job.expert, job.workers)
         left = cost.predict_s(self.size(job))
-        if job.number is None:
-            return left + load_s
         if not job.ready:
-            return left + max(0.0, job.started_s + job.load_s - now)
+            return left + load_s
         if job.expert != AGGREGATING and len(cost.progress):
             ended = job.taken - len(job.calls)
             return min(left, cost.predict_s(job.taken) - cost.ended_s(job.taken, ended / max(job.taken, 1)))

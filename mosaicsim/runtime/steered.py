@@ -253,22 +253,22 @@ class SteeredRun:
         for group in self._groups(expert):
             if not set(group) <= self._alive:
                 continue
-            before_s, behind = 0.0, False
+            before_s = 0.0
             own: Job | None = None
             for job in self._jobs(group[0]):
                 if job.expert == expert and job.workers == group and not job.stopping:
                     own = job
                     break
                 before_s += self._left_s(job, now)
-                behind = True
             cost = self._forecast.cost(expert, group)
             if own is not None:
-                wait_s = before_s + (0.0 if own.ready else self._load_s(group, expert, behind=behind))
                 jobs.append(own)
+                wait_s = before_s + self._loads_for_s(own, now)
                 seats.append(Seat(group[0], self._forecast.size(own), weight, cost, wait_s))
             elif not self._may_host(expert, group):
                 continue
             else:
+                behind = any(len(job.workers) == 1 for job in self._jobs(group[0]))
                 load = self._load_s(group, expert, behind=behind)
                 jobs.append(Job(group, expert, {}, self._last_phase))
                 seats.append(Seat(group[0], 0.0, weight, cost, max(backlog[w] for w in group) + load))
@@ -355,7 +355,8 @@ class SteeredRun:
             planned = ((other.workers, other.expert) for other in self._lanes[job.workers[0]])
             last = ((g, AGGREGATING) for g in self._course.instances.groups if g[0] == job.workers[0])
             group, expert = next(chain(planned, last), (job.workers, job.expert))
-            if expert != job.expert and self._prefetched.get(group) != expert:
+            running = any((j.workers, j.expert) == (group, expert) for j in self._running.values())
+            if not running and self._prefetched.get(group) != expert:
                 self._prefetched[group] = expert
                 self._executor.prefetch(self._name_of(expert), group)
 
@@ -471,6 +472,7 @@ class SteeredRun:
                         job.expert,
                         len(job.calls),
                         end_s,
+                        self._loads_for_s(job, now) if job.number is None else 0.0,
                         self._forecast.cost(job.expert, job.workers),
                         cost,
                         self._load_s(here, job.expert, behind=False),
@@ -618,11 +620,20 @@ class SteeredRun:
         return [job for job in self._running.values() if worker in job.workers] + list(self._lanes[worker])
 
     def _left_s(self, job: Job, now: float) -> float:
-        if job.number is not None:
-            return self._forecast.left_s(job, now, job.load_s)
-        behind = bool(self._running) and any(job.workers[0] in j.workers for j in self._running.values())
-        behind = behind or self._lanes[job.workers[0]][0] is not job
-        return self._forecast.left_s(job, now, self._load_s(job.workers, job.expert, behind=behind))
+        return self._forecast.left_s(job, now, self._loads_for_s(job, now))
+
+    def _loads_for_s(self, job: Job, now: float) -> float:
+        """Predicted seconds for which a session has yet to load."""
+        if job.number is None:
+            return self._load_s(job.workers, job.expert, behind=self._is_behind(job))
+        return 0.0 if job.ready else max(0.0, job.started_s + job.load_s - now)
+
+    def _is_behind(self, job: Job) -> bool:
+        """Whether a planned session follows another, while which its weights can be read."""
+        worker = job.workers[0]
+        return self._lanes[worker][0] is not job or any(
+            j.workers == (worker,) for j in self._running.values()
+        )
 
     def _backlog(self, worker: int, now: float) -> float:
         """Predicted seconds until a worker has done what it was given."""

@@ -246,15 +246,17 @@ class Load:
     """Calls of one session, under way or planned, of which a free worker may take some over.
 
     ``calls`` have not ended, ``movable`` of them may be free to go; ``end_s`` is the predicted time until its
-    worker has done all it was given. ``cost`` is the session's where it is, ``cost_here`` on the free worker,
-    where loading takes ``load_here_s`` (0: the model is there) and ``own_s`` is what that worker was itself
-    given to do, after what it takes over. ``running``: started calls stay where they are.
+    worker has done all it was given, ``load_s`` of it spared if no call stays there. ``cost`` is the
+    session's where it is, ``cost_here`` on the free worker, where loading takes ``load_here_s`` (0: the model
+    is there) and ``own_s`` is what that worker was itself given to do, after what it takes over.
+    ``running``: started calls stay where they are.
     """
 
     worker: int
     expert: int
     calls: int
     end_s: float
+    load_s: float
     cost: SessionCost
     cost_here: SessionCost
     load_here_s: float

@@ -172,7 +172,9 @@ class WorkStealing:
     def _placements(self, problem: Problem, instances: Instances, asks: float) -> list[_Placement]:
         """Ways to place the aggregator: after everything, or on some workers kept for it from early on."""
         per_instance = asks / max(1, len(instances.groups))
-        after = max(c.load_s + c.predict_s(per_instance) for c in instances.costs) if asks else 0.0
+        loads = [c.load_s - (c.disk_s if self.options.prefetch else 0.0) for c in instances.costs]
+        ends = [load + c.predict_s(per_instance) for load, c in zip(loads, instances.costs, strict=True)]
+        after = max(ends) if asks else 0.0
         found = []
         for stages in ("one", "waves"):
             plan = self._staged(problem, (), stages)
@@ -188,8 +190,8 @@ class WorkStealing:
                 plan = self._staged(problem, reserved, stages, spared_s)
                 busy = _busy_s(problem, plan)
                 alone = max(
-                    busy[w] + c.load_s + c.predict_s(asks / kept)
-                    for w, c in zip(reserved, costs, strict=True)
+                    busy[w] + load + c.predict_s(asks / kept)
+                    for w, load, c in zip(reserved, loads[-kept:], costs, strict=True)
                 )
                 stage = max(busy.values())
                 found.append(_Placement(plan, instances, reserved, stage, max(alone, stage + last)))
@@ -224,7 +226,7 @@ class WorkStealing:
         light = problem.workers if stages == "waves" else kept
         first = self._start.plan(_on(replace(problem, call_ids=problem.call_ids[~heavy]), light))
         busy = _busy_s(problem, first)
-        behind = tuple(replace(w, backlog_s=w.backlog_s + busy[w.index]) for w in rest)
+        behind = tuple(replace(w, backlog_s=busy[w.index]) for w in rest)
         second = self._start.plan(_on(replace(problem, call_ids=problem.call_ids[heavy]), behind))
         info = second.info | {"stages": stages}
         return Plan(first.sessions + second.sessions, max(first.predicted_s, second.predicted_s), info)
@@ -307,7 +309,7 @@ def _taker_s(load: Load, n: int) -> float:
 
 def _giver_s(load: Load, n: int) -> float:
     left = load.calls - n
-    gone = load.cost.load_s if not left and not load.running else 0.0
+    gone = load.load_s if not left else 0.0
     return load.end_s - load.cost.predict_s(load.calls) + load.cost.predict_s(left) - gone
 
 
@@ -454,9 +456,9 @@ def _by_length(
 
 
 def _busy_s(problem: Problem, plan: Plan) -> dict[int, float]:
-    """Predicted seconds of each worker's sessions."""
+    """Predicted seconds until each worker has done its sessions."""
     place = {worker.index: i for i, worker in enumerate(problem.workers)}
-    busy = dict.fromkeys(place, 0.0)
+    busy = {worker.index: worker.backlog_s for worker in problem.workers}
     for session in plan.sessions:
         cost = problem.costs[session.expert][place[session.worker]]
         busy[session.worker] += cost.load_s + cost.predict_s(len(session.call_ids))
