@@ -250,7 +250,7 @@ def test_a_linear_model_is_bounded_from_below() -> None:
 def test_no_schedule_of_a_scenario_beats_its_stage_bound() -> None:
     scenario = load_scenario(
         SCENARIOS / "beyond_gpqa.yaml",
-        ["replicates=1", "gates=[always]", "schedulers=[greedy, oracle]"],
+        ["replicates=1", "gates=[always]", "schedulers=[greedy, oracle, {work_stealing: {scenes: 0}}]"],
     )
     result = simulate(scenario)
     stages = [run.metrics["expert_stage_s"] for run in result.runs]

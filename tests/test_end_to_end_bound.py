@@ -15,7 +15,7 @@ from test_steered import run as steer
 from worlds import CONFIG, SPEC, make_workload, run
 
 from mosaicsim.aggregation.registry import create as create_gate
-from mosaicsim.analysis.bound import read_ahead
+from mosaicsim.analysis.bound import limits_of
 from mosaicsim.analysis.end_to_end_bound import (
     EndToEndBound,
     Engines,
@@ -33,12 +33,11 @@ from mosaicsim.workload.calls import AggregatorCalls, Ints, Workload
 def bound(
     workload: Workload, gate: tuple[str, dict[str, Any]], *, slots: int = 1, tp: int = 1, seats: int = 16
 ) -> EndToEndBound:
-    """Of the world that ``test_steered.run`` makes: three workers alike; as of a fleet, weights read ahead."""
-    engine = read_ahead(replace(SPEC, config=replace(CONFIG, max_num_seqs=seats)))
+    """Of the world that ``test_steered.run`` makes: three workers alike."""
+    engine = limits_of(replace(SPEC, config=replace(CONFIG, max_num_seqs=seats)))
     groups = [(0,), (1,), (2,)] if tp == 1 else [(0, 1, 2)]
     engines = Engines([[engine] * 3] * len(workload.experts), [(g, engine) for g in groups], slots, True)
-    found = end_to_end_lower_bound(workload, create_gate(*gate), engines)
-    return EndToEndBound(found.work_s + SPEC.disk_s, found.chain_s + SPEC.disk_s)
+    return end_to_end_lower_bound(workload, create_gate(*gate), engines)
 
 
 def answered(answers: list[int], output: list[int], aggregation: int) -> Workload:

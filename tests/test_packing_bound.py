@@ -14,7 +14,7 @@ from mosaicsim.workload.calls import Ints
 def needs(load_s: float, calls: list[tuple[float, float, float]]) -> ExpertNeeds:
     """Calls as (work, lean, lead)."""
     work, lean, lead = np.array(sorted(calls, key=lambda call: -call[2])).T
-    return ExpertNeeds(load_s, work, lean, lead)
+    return ExpertNeeds(load_s, load_s, work, lean, lead)
 
 
 def makespan(experts: list[ExpertNeeds], hosts: list[Ints], n_workers: int) -> float:

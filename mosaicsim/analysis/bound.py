@@ -1,16 +1,6 @@
-"""The lower bound of a run, from the calls it finished and the engines it could have used.
-
-Weights may be read ahead while a worker is busy (``Executor.prefetch``): a load then lacks its disk part. But
-no session is ready before its weights have been read and its engine has started, one after the other. So
-where every read takes d seconds or more, nothing generates in the first d seconds of a run, and the run
-without them, each load shorter by its disk part, is one that the bounds of loads without the disk part hold
-for: what they say, and d, holds for the whole run.
-"""
+"""The lower bound of a run, from the calls it finished and the engines it could have used."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 
@@ -25,8 +15,6 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
 
     A call that a gate cancelled is not part of the work, whatever it cost.
     """
-    if not finished.any():
-        return 0.0
     bound = expert_stage_lower_bound(
         workload.calls,
         workload.outcomes.output_tokens,
@@ -35,25 +23,13 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
         prefix_caching=shares_prefixes(fleet, workload),
         slots=fleet.pool.slots,
     )
-    return bound.seconds + first_read_s(fleet, workload)
+    return bound.seconds
 
 
 def expert_engines(fleet: Fleet, workload: Workload) -> list[list[EngineLimits]]:
-    """What bounds each expert's engine on each worker, its weights read ahead."""
+    """What bounds each expert's engine on each worker."""
     workers = fleet.pool.workers
-    return [[read_ahead(fleet.engine_of(name, (w.index,))) for w in workers] for name in workload.experts]
-
-
-def first_read_s(fleet: Fleet, workload: Workload, others: Iterable[EngineSpec] = ()) -> float:
-    """Seconds for which nothing can generate: the least read of the experts called, and of ``others``."""
-    called = [workload.experts[m] for m in np.unique(workload.calls.expert).tolist()]
-    specs = [fleet.engine_of(name, (w.index,)) for name in called for w in fleet.pool.workers]
-    return min((spec.disk_s for spec in (*specs, *others)), default=0.0)
-
-
-def read_ahead(spec: EngineSpec) -> EngineLimits:
-    """What bounds an engine whose weights are in the host's memory already."""
-    return replace(limits_of(spec), load_s=spec.load_s - spec.disk_s)
+    return [[limits_of(fleet.engine_of(name, (w.index,))) for w in workers] for name in workload.experts]
 
 
 def shares_prefixes(fleet: Fleet, workload: Workload) -> bool:
@@ -67,6 +43,7 @@ def limits_of(spec: EngineSpec) -> EngineLimits:
     return EngineLimits(
         tables=spec.tables,
         load_s=spec.load_s,
+        disk_s=spec.disk_s,
         kv_capacity_tokens=spec.config.num_gpu_blocks * spec.config.block_size,
         max_num_seqs=spec.config.max_num_seqs,
         mixes_prefill=spec.config.policy == "v1",

@@ -11,7 +11,9 @@ them, the aggregator's. Two parts relax this; their maximum is a bound.
   :func:`~mosaicsim.schedulers.bounds.call_work_s` charges, whatever runs beside it, tokens of calls cancelled
   later included; so charges add up, and a question adds at least its cheapest deciding set. On a group of g
   workers a second takes g of theirs. An expert that every deciding set of some question calls is loaded once,
-  and the aggregator if one asks. Unlike workers are weighted: a weighted mean of busy times is below T.
+  and the aggregator if one asks, less what is read ahead; but the least of all reads comes before all else
+  (argument: :func:`~mosaicsim.schedulers.bounds.expert_stage_lower_bound`). Unlike workers are weighted: a
+  weighted mean of busy times is below T.
 * **chain**: a call waits for a load of its expert, an aggregator call for the last of its question's calls,
   and each takes at least its steps alone. Of an accepted question the fastest deciding set counts.
 """
@@ -26,7 +28,7 @@ from itertools import combinations
 import numpy as np
 
 from mosaicsim.aggregation.base import Gate, Verdict
-from mosaicsim.analysis.bound import expert_engines, first_read_s, read_ahead, shares_prefixes
+from mosaicsim.analysis.bound import limits_of
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.runtime.orchestrator import AGGREGATOR
 from mosaicsim.schedulers.bounds import EngineLimits, ExpertCalls, call_work_s, longest_call_s
@@ -65,16 +67,17 @@ class EndToEndBound:
 
 def bound_of_whole_run(fleet: Fleet, workload: Workload, gate: Gate) -> EndToEndBound:
     """Bound any run of the workload on the fleet that ends with this gate's answers."""
-    place = {w.index: i for i, w in enumerate(fleet.pool.workers)}
-    groups = [group for _, groups in fleet.aggregator_groups() for group in groups]
-    specs = [fleet.engine_of(AGGREGATOR, group) for group in groups]
+    workers = fleet.pool.workers
+    specs = [[fleet.engine_of(name, (w.index,)) for w in workers] for name in workload.experts]
+    place = {w.index: i for i, w in enumerate(workers)}
     aggregators = [
-        (tuple(place[w] for w in group), read_ahead(spec)) for group, spec in zip(groups, specs, strict=True)
+        (tuple(place[w] for w in group), limits_of(fleet.engine_of(AGGREGATOR, group)))
+        for _, groups in fleet.aggregator_groups()
+        for group in groups
     ]
-    caching = shares_prefixes(fleet, workload)
-    engines = Engines(expert_engines(fleet, workload), aggregators, fleet.pool.slots, caching)
-    bound, first_s = end_to_end_lower_bound(workload, gate, engines), first_read_s(fleet, workload, specs)
-    return EndToEndBound(bound.work_s + first_s, bound.chain_s + first_s)
+    experts = [[limits_of(spec) for spec in row] for row in specs]
+    caching = specs[0][0].config.prefix_caching
+    return end_to_end_lower_bound(workload, gate, Engines(experts, aggregators, fleet.pool.slots, caching))
 
 
 def end_to_end_lower_bound(workload: Workload, gate: Gate, engines: Engines) -> EndToEndBound:
@@ -131,14 +134,24 @@ class _Bound:
             places = self._engines.aggregators
             places_s = [share[list(g)].sum() * self._aggregation_s(e) for g, e in places]
             seconds += np.min(places_s, axis=0).sum()
-        return float(seconds + (self._loads_s(share) if self._engines.slots == 1 else 0.0))
+        loads_s = self._loads_s(share) if self._engines.slots == 1 else 0.0
+        return float(self._first_s() + loads_s + seconds)
+
+    def _first_s(self) -> float:
+        """Seconds in which nothing can generate: the least read."""
+        called = np.unique(self._workload.calls.expert).tolist()
+        engines = [e for m in called for e in self._engines.experts[m]]
+        engines += [e for _, e in self._engines.aggregators]
+        return float(min(e.disk_s for e in engines))
 
     def _loads_s(self, share: Floats) -> float:
         seconds = 0.0
         for m in self._surely_called():
-            seconds += min(s * e.load_s for s, e in zip(share, self._engines.experts[m], strict=True))
+            row = zip(share, self._engines.experts[m], strict=True)
+            seconds += min(s * (e.load_s - e.disk_s) for s, e in row)
         if len(self._asked):
-            seconds += min(share[list(g)].sum() * e.load_s for g, e in self._engines.aggregators)
+            places = self._engines.aggregators
+            seconds += min(share[list(g)].sum() * (e.load_s - e.disk_s) for g, e in places)
         return seconds
 
     def _surely_called(self) -> set[int]:
@@ -219,7 +232,7 @@ class _Bound:
 
 def _kind(engine: EngineLimits) -> tuple[float, ...]:
     """Equal for engines that cost the same; tables are long, so their identity stands for them."""
-    return id(engine.tables), engine.load_s, engine.kv_capacity_tokens, engine.max_num_seqs
+    return id(engine.tables), engine.load_s, engine.disk_s, engine.kv_capacity_tokens, engine.max_num_seqs
 
 
 def _unlike(engines: Sequence[EngineLimits]) -> list[EngineLimits]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mosaicsim.analysis.bound import expert_engines, first_read_s, shares_prefixes
+from mosaicsim.analysis.bound import expert_engines, shares_prefixes
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.schedulers.assignment_bound import assignment_bound
 from mosaicsim.workload.calls import Workload
@@ -10,11 +10,10 @@ from mosaicsim.workload.calls import Workload
 
 def bound_of_stage(fleet: Fleet, workload: Workload) -> float:
     """Seconds no schedule of all expert calls can beat, no fewer than ``bound_of_run`` knows of."""
-    bound = assignment_bound(
+    return assignment_bound(
         workload.calls,
         workload.outcomes.output_tokens,
         expert_engines(fleet, workload),
         prefix_caching=shares_prefixes(fleet, workload),
         slots=fleet.pool.slots,
     )
-    return bound + first_read_s(fleet, workload)

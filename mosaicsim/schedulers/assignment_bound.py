@@ -185,12 +185,12 @@ class _Host:
         model.at_least(row)
 
     def busy(self) -> list[Term]:
-        """The least time on the worker, load included."""
+        """The least time on the worker, load included, less what may be read ahead."""
         engine, slope = self._expert.engine, self._expert.step[1]
         cache = float(engine.kv_capacity_tokens)
         recomputing_s = (self._expert.rate - engine.tables.decode_context) * cache
         return [
-            (self.led[0], engine.load_s),
+            (self.led[0], engine.load_s - engine.disk_s),
             (self.steps_s, 1.0),
             *((number, 1.0) for number in self.lean_s),
             (self._attended, recomputing_s),
@@ -203,9 +203,14 @@ def _model(experts: Sequence[HostedCalls], n_workers: int, grain_s: float) -> tu
     model = LinearModel()
     makespan = model.variable()
     hosts = [_hosts(model, expert, n_workers, grain_s) for expert in experts]
+    # nothing generates before the first weights are read, nor on a host before its own are
+    first_s = min(expert.engine.disk_s for expert in experts)
     for w in range(n_workers):
         busy = [term for row in hosts for term in row[w].busy()]
-        model.at_least([(makespan, 1.0), *((number, -seconds) for number, seconds in busy)])
+        model.at_least([(makespan, 1.0), *((number, -seconds) for number, seconds in busy)], first_s)
+        for expert, row in zip(experts, hosts, strict=True):
+            alone = [*row[w].busy(), (row[w].led[0], expert.engine.disk_s)]
+            model.at_least([(makespan, 1.0), *((number, -seconds) for number, seconds in alone)])
     largest = hosts[int(np.argmax([expert.lean_s.sum() for expert in experts]))]
     for sooner, later in pairwise(largest):
         model.at_least([(sooner.steps_s, 1.0), (later.steps_s, -1.0)])

@@ -34,6 +34,8 @@ from mosaicsim.workload.calls import Bools, CallTable, Floats, Ints
 class EngineLimits:
     """What bounds an expert's engine on a worker: step costs, load time, sequences and KV tokens at once.
 
+    ``disk_s`` is the part of ``load_s`` for which weights are read, perhaps while the worker is busy.
+
     ``mixes_prefill``: decodes may run in a step with prefill (vLLM's V1). Without it (V0) a prefill step
     stands alone and pays its own base. ``keeps_blocks``: a preempted call may find its own KV again (prefix
     caching), in blocks of ``block_size`` tokens. No cost in ``tables`` may be negative.
@@ -46,6 +48,7 @@ class EngineLimits:
     mixes_prefill: bool = True
     keeps_blocks: bool = False
     block_size: int = 1
+    disk_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ def expert_stage_lower_bound(
     one of several identical prompts is charged. ``slots`` experts at a time share a worker's generation time,
     and loads may then run beside it, so that no load is added to the work. Lost workers, contended disks,
     wake-ups and cancelled calls only add to a run.
+
+    Weights may be read ahead, which spares a busy worker the disk part of a load. But no session is ready
+    before its own weights have been read and its engine has started, one after the other: ``load_s`` into the
+    run at the earliest. So where every read takes d seconds or more, nothing generates in the first d, and
+    what follows is, d earlier, a run whose loads have no disk part: what bounds that, and d, bounds the run.
     """
     ids = np.arange(len(calls)) if finished is None else finished
     pool = _by_expert(calls, output_tokens, ids, prefix_caching)
@@ -104,10 +112,12 @@ def expert_stage_lower_bound(
     n_workers = int(workers.sum())
     work = {m: np.array([call_work_s(own, engines[m][w]) for w in kinds]) for m, own in pool.items()}
     load = {m: np.array([engines[m][w].load_s for w in kinds]) for m in pool}
-    unhidden = load if slots == 1 else {m: np.zeros(len(kinds)) for m in pool}
+    ahead = {m: load[m] - [engines[m][w].disk_s for w in kinds] for m in pool}
+    first_s = min(engines[m][w].disk_s for m in pool for w in kinds)
+    unhidden = ahead if slots == 1 else {m: np.zeros(len(kinds)) for m in pool}
     per_worker = -(-len(pool) // (n_workers * slots))
     simple = LowerBound(
-        work_s=_spread(work, unhidden, workers),
+        work_s=_spread(work, unhidden, workers) + first_s,
         expert_s=max(float(load[m].min() + work[m].min(axis=0).sum() / n_workers) for m in pool),
         longest_call_s=max(
             min(
@@ -116,16 +126,18 @@ def expert_stage_lower_bound(
             )
             for m, own in pool.items()
         ),
-        loads_s=sum(sorted(float(load[m].min()) for m in pool)[:per_worker]),
+        loads_s=sum(sorted(float(ahead[m].min()) for m in pool)[:per_worker]) + first_s,
     )
     needs = [
-        _needs(own, [engines[m][w] for w in kinds], work[m], float(unhidden[m].min()))
+        _needs(own, [engines[m][w] for w in kinds], work[m], float(load[m].min()), float(unhidden[m].min()))
         for m, own in pool.items()
     ]
-    return replace(simple, packing_s=packing_bound(needs, n_workers, simple.seconds))
+    return replace(simple, packing_s=packing_bound(needs, n_workers, simple.seconds, first_s))
 
 
-def _needs(calls: ExpertCalls, engines: Sequence[EngineLimits], work: Floats, load_s: float) -> ExpertNeeds:
+def _needs(
+    calls: ExpertCalls, engines: Sequence[EngineLimits], work: Floats, load_s: float, taken_s: float
+) -> ExpertNeeds:
     """An expert's calls for the packing bound: on the kind of worker where each part is least."""
     led = [led_work_s(calls, engine) for engine in engines]
     lean, lead = np.min([pair[0] for pair in led], axis=0), np.min([pair[1] for pair in led], axis=0)
@@ -133,7 +145,7 @@ def _needs(calls: ExpertCalls, engines: Sequence[EngineLimits], work: Floats, lo
     # how caches fill is known of workers alike that drop a preempted call's blocks
     known = len(engines) == 1 and not engines[0].keeps_blocks
     filling = partial(filling_work_s, calls, engines[0]) if known else not_known
-    return ExpertNeeds(load_s, work.min(axis=0)[order], lean[order], lead[order], filling)
+    return ExpertNeeds(load_s, taken_s, work.min(axis=0)[order], lean[order], lead[order], filling)
 
 
 def _by_expert(
@@ -164,7 +176,7 @@ def _kinds(engines: Sequence[Sequence[EngineLimits]]) -> tuple[list[int], Ints]:
     members: dict[tuple[tuple[float, ...], ...], list[int]] = {}
     for w, column in enumerate(zip(*engines, strict=True)):
         # tables are long lists: their identity tells them apart, at worst two alike count as two kinds
-        key = tuple((id(e.tables), e.load_s, e.kv_capacity_tokens, e.max_num_seqs) for e in column)
+        key = tuple((id(e.tables), e.load_s, e.disk_s, e.kv_capacity_tokens, e.max_num_seqs) for e in column)
         members.setdefault(key, []).append(w)
     return [group[0] for group in members.values()], np.array([len(group) for group in members.values()])
 

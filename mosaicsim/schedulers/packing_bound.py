@@ -1,8 +1,8 @@
 """Makespans for which the workers have too little time: the part of the bound that knows tails and loads.
 
 Suppose the expert stage took no longer than T. On each worker that runs an expert (a *host*) the expert is
-loaded once, and ``room = T - load`` is left to generate in. A step costs its base and a part for each call in
-it, so that the engine time of a host can be charged to its calls in two ways:
+ready at ``load`` at the earliest, and ``room = T - load`` is left to generate in. A step costs its base and a
+part for each call in it, so that the engine time of a host can be charged to its calls in two ways:
 
 * *Shared*: no call takes less than ``work``, its part with the bases shared as widely as can be.
 * *Led*: the tokens of one call come out of different steps, so the call with the longest ``lead`` pays the
@@ -14,7 +14,8 @@ Take the k calls with the longest leads, all at least ``lead_k``. Fewer than j h
 Charge the j longest-led hosts as led and the others as shared, whatever j. The engine time of the expert is
 at least ``sum of work + leads - sum of (work - lean) over the calls of led hosts``, and the ``lean`` of these
 calls fits into the hosts' rooms less their leads: a fractional knapsack. That time needs so many rooms, and
-each of them a load. If all experts together need more than N T, no schedule is as short as T.
+for each of them a load takes of its worker's time what cannot be read ahead. If all experts together need
+more than N workers have from the end of the first read to T, no schedule is as short as T.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ def not_known(room_s: float) -> float:
 class ExpertNeeds:
     """What an expert's calls need, in seconds: columns of shape (n,), in descending order of ``lead_s``.
 
+    It is ready after ``load_s``, ``taken_s`` of it surely the worker's time.
     ``filling_s(room)`` is the least engine time of all calls on hosts that have so much room, where that
     is known to be more than ``work_s`` because every host's KV cache is empty at first.
     """
 
     load_s: float
+    taken_s: float
     work_s: Floats
     lean_s: Floats
     lead_s: Floats
@@ -59,7 +62,7 @@ class ExpertNeeds:
         engine_s = max(self._engine_s(room, n_workers))
         if engine_s == inf:
             return inf
-        return engine_s + self.load_s * max(1, ceil(engine_s / room * (1 - 1e-9)))
+        return engine_s + self.taken_s * max(1, ceil(engine_s / room * (1 - 1e-9)))
 
     def _engine_s(self, room: float, n_workers: int) -> list[float]:
         """Engine time with 0, 1, 2, ... hosts counted as led; endless where a lead does not fit."""
@@ -87,12 +90,17 @@ class ExpertNeeds:
         return np.cumsum([0.0, *self.lean_s[order]]), np.cumsum([0.0, *gain[order]])
 
 
-def packing_bound(experts: Sequence[ExpertNeeds], n_workers: int, at_least_s: float) -> float:
-    """The longest stage found that N workers cannot do, by bisection from a bound known otherwise."""
+def packing_bound(
+    experts: Sequence[ExpertNeeds], n_workers: int, at_least_s: float, first_s: float = 0.0
+) -> float:
+    """The longest stage found that N workers cannot do, by bisection from a bound known otherwise.
+
+    In its first ``first_s`` seconds nothing can be done.
+    """
 
     def too_short(makespan_s: float) -> bool:
         needed = sum(expert.worker_s(makespan_s, n_workers) for expert in experts)
-        return needed > n_workers * makespan_s * (1 + 1e-9)
+        return needed > n_workers * (makespan_s - first_s) * (1 + 1e-9)
 
     low, high = at_least_s, 2 * at_least_s
     if low <= 0 or not too_short(low):
