@@ -20,6 +20,9 @@ The host runs D decode steps. Why every schedule fits into the model:
   It has missed the step that it was preempted in, so no t-th step has a later token for it. What is spared
   is left to the solver: so many tokens of so many attended ones, if it pays for them.
 
+A load takes of its worker's time what cannot be read ahead; no host generates before its own load's end, and
+no worker in the first seconds that the least read takes.
+
 The calls are in classes by d. ``led`` says that a host has a call of a class or of a later one; the calls of
 a class are spread by number and by lean seconds, both exact in sum. For the other costs of a call there is a
 line in its lean seconds that none of its class is below, and lines may be summed over any calls of a class.
