@@ -30,6 +30,7 @@ class Scribe:
         self._handler, self._ledger, self._left = handler, ledger, events
         self._resolved = resolved or {"device": "simulated"}
         self._specs: dict[int, SessionSpec] = {}
+        self._prefetched: dict[tuple[int, ...], str] = {}
         self.now = 0.0
 
     @property
@@ -56,8 +57,15 @@ class Scribe:
 
     def start_session(self, spec: SessionSpec) -> None:
         self._specs[spec.session] = spec
-        self._ledger.started(spec, self.now, prefetched=False)
+        prefetched = self._prefetched.get(spec.workers) == spec.expert
+        if prefetched:
+            del self._prefetched[spec.workers]
+        self._ledger.started(spec, self.now, prefetched=prefetched)
         self._executor.start_session(spec)
+
+    def prefetch(self, expert: str, workers: tuple[int, ...]) -> None:
+        self._prefetched[workers] = expert
+        self._executor.prefetch(expert, workers)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
