@@ -56,14 +56,19 @@ def evict(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-@pytest.mark.engine
-@needs_vllm
-def test_what_was_read_ahead_is_in_the_page_cache(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(bytes(1 << 26))
+def on_disk(path: Path, size: int) -> Path:
+    """A file of so many bytes, none of them in memory."""
+    path.write_bytes(bytes(size))
     evict(path)
     if cached(path):
         pytest.skip("this file system keeps no pages on a disk")
+    return path
+
+
+@pytest.mark.engine
+@needs_vllm
+def test_what_was_read_ahead_is_in_the_page_cache(tmp_path: Path) -> None:
+    path = on_disk(tmp_path / "model.safetensors", 1 << 26)
     stopped = ReadAhead({"model": str(path)})
     stopped.stop()
     stopped.start()
@@ -78,11 +83,7 @@ def test_what_was_read_ahead_is_in_the_page_cache(tmp_path: Path) -> None:
 @pytest.mark.engine
 @needs_vllm
 def test_what_does_not_fit_into_memory_is_left_on_the_disk(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(bytes(1 << 22))
-    evict(path)
-    if cached(path):
-        pytest.skip("this file system keeps no pages on a disk")
+    path = on_disk(tmp_path / "model.safetensors", 1 << 22)
     vast = tmp_path / "model-2.safetensors"
     with vast.open("wb") as file:
         file.truncate(1 << 43)
