@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,8 +74,13 @@ def arguments(models: Path, expert: str, tp: int = 1, **more: object) -> EngineA
 class KeepAll:
     """A recorder of fixed lengths and prompts."""
 
-    def __init__(self, lengths: Sequence[int], on_ready: Callable[[SessionSpec], None] = lambda spec: None):
-        self.lengths, self.on_ready = lengths, on_ready
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        on_ready: Callable[[SessionSpec], None] = lambda spec: None,
+        more: Mapping[str, object] | None = None,
+    ):
+        self.lengths, self.on_ready, self.more = lengths, on_ready, dict(more or {})
         self.results: list[CallResult] = []
         self.notes: list[str] = []
         self.resolved: list[dict[str, object]] = []
@@ -86,7 +91,7 @@ class KeepAll:
         prompt = self.prompts.get(call_id) or tuple(rng.integers(3, 250, 20).tolist())
         n = self.lengths[call_id]
         exact = {"max_tokens": n, "min_tokens": n, "ignore_eos": True, "temperature": 0.0, "logprobs": 0}
-        return CallRequest(call_id, prompt, exact)
+        return CallRequest(call_id, prompt, exact | self.more)
 
     def started(self, spec: SessionSpec, at_s: float, *, prefetched: bool) -> None:
         pass

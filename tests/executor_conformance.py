@@ -205,6 +205,33 @@ class Conformance(ABC):
             assert calls[call]["start"] >= ready[1]
             assert not calls[call]["cancelled"]
 
+    def test_started_calls_go_on_elsewhere(self) -> None:
+        """A running call is taken to a worker that has the model, where it makes the tokens that it lacks."""
+
+        def react(executor: Executor, event: Event) -> None:
+            if isinstance(event, SessionReady) and event.session == 1:
+                executor.start_session(session(0, (0,), "a", range(3)))
+            if isinstance(event, CallsFinished) and 0 in event.records.call_ids:
+                executor.withdraw_calls(0, np.array([0, 1, 77]), started=True)
+            if isinstance(event, CallsWithdrawn):
+                executor.add_calls(session(1, (1,), "a", range(1, 2)))
+                executor.stop_session(1)
+
+        elsewhere = session(1, (1,), "a", range(3, 4), open=True)
+        script = Script([elsewhere], sessions_ended(0, 1), react)
+        self.executor([self.SHORT, self.LONG, self.SHORT, self.SHORT]).run(script)
+        (withdrawn,) = script.of(CallsWithdrawn)
+        assert isinstance(withdrawn, CallsWithdrawn)
+        assert withdrawn.call_ids.tolist() == [1], "neither ended nor unknown calls"
+        facts = script.calls()
+        assert set(facts) == {0, 1, 2, 3}
+        moved = facts[1]
+        assert moved["tokens"] == self.LONG
+        assert not moved["cancelled"]
+        ready = {e.session: e.at_s for e in script.of(SessionReady) if isinstance(e, SessionReady)}
+        assert ready[0] <= moved["start"] < moved["first"] <= withdrawn.at_s, "it began where it was at first"
+        assert withdrawn.at_s < moved["finish"]
+
     def test_nothing_is_given_back_by_a_session_that_is_over(self) -> None:
         def react(executor: Executor, event: Event) -> None:
             if isinstance(event, SessionEnded):

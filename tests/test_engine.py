@@ -68,7 +68,8 @@ def workloads(draw: st.DrawFn) -> tuple[EngineConfig, list[Sequence], dict[int, 
             prompt = prompts.setdefault(group, prompt)
         output = draw(st.integers(1, max(1, min(90, capacity - prompt))))
         arrive = draw(st.integers(0, 200)) * 0.0137 if online else 0.0
-        sequences.append(Sequence(row, prompt, output, group, arrive))
+        begun = draw(st.integers(1, output - 1)) if output > 1 and draw(st.integers(0, 3)) == 3 else 0
+        sequences.append(Sequence(row, prompt, output, group, arrive, generated=begun))
     sequences.sort(key=lambda s: s.arrive)
     for row, sequence in enumerate(sequences):
         sequence.row = row
@@ -84,6 +85,7 @@ def load(engine: Engine, sequences: list[Sequence]) -> None:
         [s.output for s in sequences],
         [s.group for s in sequences],
         [s.arrive for s in sequences],
+        generated=[s.generated for s in sequences],
     )
 
 
@@ -121,3 +123,31 @@ def test_equals_the_stepwise_engine(
             (engine.finish, s.finish),
         ):
             assert column[s.row] == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(workloads(), st.sampled_from(LATENCIES), st.data())
+def test_calls_taken_out_leave_the_others_as_if_they_were_cancelled(
+    case: tuple[EngineConfig, list[Sequence], dict[int, float]], latency: LatencyModel, data: st.DataObject
+) -> None:
+    """And have what a cancelled call had generated, be they waiting, running or ended with the iteration."""
+    config, sequences, leaves = case
+    again = [Sequence(s.row, s.prompt, s.output, s.group, s.arrive, generated=s.generated) for s in sequences]
+    engine = Engine(config, tables_for(config, latency), reactive=data.draw(st.booleans()))
+    load(engine, sequences)
+    taken = []
+    for moment, row in sorted((moment, row) for row, moment in leaves.items()):
+        while engine.advance(moment) <= moment:
+            engine.finished.clear()
+        taken += [row] if engine.withdraw(row, started=True) else []
+        assert not engine.withdraw(row, started=True), "it is on its way already, or has ended"
+    while engine.advance() < inf:
+        engine.finished.clear()
+    naive = NaiveEngine(config, tables_for(config, latency))
+    naive.run(again, leaves)
+    assert not engine.cancelled
+    assert engine.withdrawn == {s.row for s in again if s.cancelled}
+    assert engine.withdrawn <= set(taken)
+    for s in again:
+        assert engine.tokens_generated(s.row) == s.generated
+        assert engine.finish[s.row] == pytest.approx(s.finish, rel=1e-9, abs=0)

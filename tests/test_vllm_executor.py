@@ -22,7 +22,14 @@ from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.messages import Message, Submitted
 from mosaicsim.executors.process import ProcessLink
 from mosaicsim.executors.vllm_executor import Patience, VllmExecutor
-from mosaicsim.runtime.events import Event, SessionReady, SessionSpec, WorkerLost
+from mosaicsim.runtime.events import (
+    CallsFinished,
+    CallsWithdrawn,
+    Event,
+    SessionReady,
+    SessionSpec,
+    WorkerLost,
+)
 from mosaicsim.runtime.orchestrator import Orchestrator
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import FAILED, FINISHED
@@ -79,6 +86,50 @@ def test_a_busy_worker_reads_the_weights_of_the_next_model(models: Path, crew: C
         time.sleep(0.1)
     assert cached(weights)
     crew.unload()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_call_that_moves_goes_on_with_what_it_had(models: Path, crew: Crew, temperature: float) -> None:
+    """At temperature 0 its text is that of a call that stayed; sampled, it draws other numbers from there on."""
+
+    def react(executor: Executor, event: Event) -> None:
+        if isinstance(event, CallsFinished) and 0 in event.records.call_ids:
+            executor.withdraw_calls(0, np.array([1]), started=True)
+        if isinstance(event, CallsWithdrawn):
+            executor.start_session(session(1, (1,), "a", range(1, 2)))
+            executor.start_session(session(2, (0,), "a", range(2, 3)))
+
+    recorder = KeepAll([30, 600, 600], more={"temperature": temperature, "seed": 5})
+    recorder.prompts = {1: (9, 8, 7), 2: (9, 8, 7)}
+    executor = VllmExecutor(crew, 2, lambda e, w: arguments(models, e), recorder)
+    executor.run(Script([session(0, (0,), "a", range(2))], sessions_ended(1, 2), react))
+    crew.unload()
+    results = {r.call_id: r for r in recorder.results}
+    moved, stayed = results[1], results[2]
+    assert moved.output_tokens == stayed.output_tokens == 600
+    assert moved.finish_reason == "length"
+    if temperature == 0:
+        assert moved.text == stayed.text
+        assert moved.logprob == pytest.approx(stayed.logprob, rel=1e-3)
+    else:
+        assert moved.text[:20] == stayed.text[:20]
+        assert moved.text != stayed.text
+
+
+def test_a_call_that_stops_at_some_text_stays(models: Path, crew: Crew) -> None:
+    def react(executor: Executor, event: Event) -> None:
+        if isinstance(event, CallsFinished) and 0 in event.records.call_ids:
+            executor.withdraw_calls(0, np.array([1]), started=True)
+
+    recorder = KeepAll([30, 600], more={"stop": ["never written"]})
+    executor = VllmExecutor(crew, 1, lambda e, w: arguments(models, e), recorder)
+    script = Script([session(0, (0,), "a", range(2))], sessions_ended(0), react)
+    executor.run(script)
+    crew.unload()
+    (withdrawn,) = script.of(CallsWithdrawn)
+    assert isinstance(withdrawn, CallsWithdrawn)
+    assert not len(withdrawn.call_ids)
+    assert script.calls()[1]["tokens"] == 600
 
 
 class Deadly(VllmExecutor):

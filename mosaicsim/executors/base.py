@@ -44,11 +44,13 @@ class Executor(Protocol):
         """Drop a queued or running call; nothing happens to a call that has ended."""
         ...
 
-    def withdraw_calls(self, session: int, call_ids: Ints) -> None:
-        """Take back those of the calls that have not started; started ones go on.
+    def withdraw_calls(self, session: int, call_ids: Ints, *, started: bool = False) -> None:
+        """Take back those of the calls that have not started; started ones go on, unless ``started``.
 
         Answered once by CallsWithdrawn, which tells which they were (possibly none), unless the session's
-        worker is lost first. A call that was taken back is the handler's again, to give to any session.
+        worker is lost first. A call that was taken back is the handler's again, to give to any session of
+        its expert; it goes on after the tokens it has generated, which are computed anew with its prompt, as
+        after a preemption.
         """
         ...
 

@@ -79,7 +79,7 @@ class Engine:
 
     Calls are known by their row. ``start``, ``first_token`` and ``finish`` hold engine seconds (-1.0 until
     they happen), ``preempted`` how often a call lost its KV, ``cancelled`` which calls were cancelled before
-    they finished, ``withdrawn`` which were taken back before they started. ``generated`` is up to date for
+    they finished, ``withdrawn`` which were taken back. ``generated`` is up to date for
     calls that are neither running nor finished: see :meth:`tokens_generated`.
     """
 
@@ -105,6 +105,7 @@ class Engine:
         self._arrivals: deque[tuple[float, int]] = deque()
         self._cancels: list[int] = []
         self._ahead: set[int] = set()
+        self._leaving: set[int] = set()
         self._loop = self._run()
         next(self._loop)
 
@@ -115,12 +116,14 @@ class Engine:
         groups: Sequence[int] | None = None,
         arrive: Sequence[float] | None = None,
         *,
+        generated: Sequence[int] | None = None,
         ahead: bool = False,
     ) -> range:
         """Queue calls and return their rows, which wait from ``arrive`` on (engine seconds, default 0).
 
         ``groups`` marks calls with an identical prompt by an equal number (negative: no twin). Arrivals must
-        not precede those added before. Calls added ``ahead`` wait before those that wait then.
+        not precede those added before. Calls added ``ahead`` wait before those that wait then. Of calls that
+        come from another engine so many tokens are ``generated`` (default 0): they are computed anew.
         Raises InfeasibleError for a call that no empty KV cache can hold.
         """
         self._check_fits(prompt_tokens, output_tokens)
@@ -132,8 +135,8 @@ class Engine:
         self._finish_step.extend([_NOT_RUNNING] * n)
         for times in (self.start, self.first_token, self.finish):
             times.extend([-1.0] * n)
-        for counts in (self.generated, self.preempted):
-            counts.extend([0] * n)
+        self.generated.extend([0] * n if generated is None else generated)
+        self.preempted.extend([0] * n)
         times_rows = list(zip([0.0] * n if arrive is None else arrive, rows, strict=True))
         if ahead:
             self._ahead.update(rows)
@@ -145,11 +148,17 @@ class Engine:
         """Drop a call at the end of the iteration in progress; a finished call stays finished."""
         self._cancels.append(row)
 
-    def withdraw(self, row: int) -> bool:
-        """Take back a call that has not started; False, and nothing happens, if it has, or has ended."""
-        if self.start[row] >= 0 or self.finish[row] >= 0 or row in self.withdrawn:
+    def withdraw(self, row: int, *, started: bool = False) -> bool:
+        """Take back a call that has not started; False, and nothing happens, if it has, or has ended.
+
+        One that has ``started`` is taken at the end of the iteration in progress, unless it ends with it:
+        ``finish`` is set then, and it is ``withdrawn`` or not.
+        """
+        if self.finish[row] >= 0 or row in self.withdrawn or row in self._leaving:
             return False
-        self.withdrawn.add(row)
+        if self.start[row] >= 0 and not started:
+            return False
+        (self.withdrawn if self.start[row] < 0 else self._leaving).add(row)
         self._cancels.append(row)
         return True
 
@@ -164,8 +173,8 @@ class Engine:
         return self._loop.send(until)
 
     def tokens_generated(self, row: int) -> int:
-        """Tokens a call has produced: all of them when it finished, what it had when it was cancelled."""
-        if row in self.cancelled or self.finish[row] < 0:
+        """Tokens a call has produced: all of them when it finished, what it had when it was taken out."""
+        if row in self.cancelled or row in self.withdrawn or self.finish[row] < 0:
             return self.generated[row]
         return self.output[row]
 
@@ -269,6 +278,7 @@ class Engine:
             if cancels:
                 for row in cancels:
                     if finish[row] >= 0:
+                        self._leaving.discard(row)
                         continue
                     if finish_step[row] >= 0:
                         drop(row)
@@ -277,6 +287,9 @@ class Engine:
                     elif row in waiting:
                         waiting.remove(row)
                     finish[row] = t
+                    if row in self._leaving:
+                        self._leaving.remove(row)
+                        self.withdrawn.add(row)
                     if row in self.withdrawn:
                         continue
                     self.cancelled.add(row)

@@ -6,7 +6,7 @@ Seconds are those of the worker's monotonic clock, which all processes of one ho
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -36,7 +36,8 @@ class CallResult:
     """How a call ended. ``start_s`` and ``first_token_s`` are -1 where it was never admitted.
 
     ``logprob`` is the sum of the tokens' log-probabilities, NaN where the engine was not asked for it.
-    ``finish_reason`` is vLLM's ("stop", "length"), "cancelled", or "error" with the text in ``error``.
+    ``finish_reason`` is vLLM's ("stop", "length"), "cancelled", "withdrawn", or "error" with the text in
+    ``error``.
     """
 
     call_id: int
@@ -69,6 +70,28 @@ class CallResult:
     def failed(self) -> bool:
         """Whether the call ended with an error."""
         return self.finish_reason == "error"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a call that was taken out of an engine had come to: ``token_ids`` is what it had generated."""
+
+    result: CallResult
+    token_ids: tuple[int, ...]
+
+    def joined(self, rest: CallResult) -> CallResult:
+        """The call as a whole, if ``rest`` is what became of it in the engine that went on with it."""
+        first = self.result
+        logprobs = [part.logprob for part in (first, rest) if part.output_tokens]
+        return replace(
+            rest,
+            start_s=first.start_s,
+            first_token_s=first.first_token_s if self.token_ids else rest.first_token_s,
+            output_tokens=first.output_tokens + rest.output_tokens,
+            preemptions=first.preemptions + rest.preemptions,
+            text=first.text + rest.text,
+            logprob=sum(logprobs) if logprobs else math.nan,
+        )
 
 
 # coordinator to worker
@@ -107,10 +130,11 @@ class CancelCall:
 
 @dataclass(frozen=True)
 class WithdrawCalls:
-    """Give back those of the calls that have not started; answered by Withdrawn."""
+    """Give back those of the calls that have not started, or ``started`` ones too; answered by Withdrawn."""
 
     session: int
     call_ids: tuple[int, ...]
+    started: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,10 +225,11 @@ class Results(Message):
 
 @dataclass(frozen=True)
 class Withdrawn(Message):
-    """These of the calls that were to be withdrawn had not started, and are not here any more."""
+    """These of the calls that were to be withdrawn are not here any more; some of them had ``begun``."""
 
     session: int
     call_ids: tuple[int, ...]
+    begun: tuple[Begun, ...] = ()
 
 
 @dataclass(frozen=True)

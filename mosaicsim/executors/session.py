@@ -30,6 +30,21 @@ class EngineSpec:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """What came of a call in the session that it was taken from: its tokens, and the run's seconds."""
+
+    generated: int
+    start_s: float
+    first_token_s: float
+    preemptions: int
+
+    def joined(self, rest: Begun) -> Begun:
+        """The call as a whole, after it went on elsewhere; ``rest`` counts the tokens of both."""
+        first_token_s = self.first_token_s if self.generated else rest.first_token_s
+        return Begun(rest.generated, self.start_s, first_token_s, self.preemptions + rest.preemptions)
+
+
+@dataclass(frozen=True)
 class Prefetch:
     """An expert whose weights are read ahead, and the process that reads what is left of them."""
 
@@ -53,6 +68,7 @@ class Session:
         self.engine = engine
         self.ids: list[int] = []
         self.row_of: dict[int, int] = {}
+        self.leaving: list[list[int]] = []
         self.stopping = not spec.open
         self.started = False
         self.generating = False

@@ -19,7 +19,7 @@ from mosaicsim.errors import InfeasibleError, MosaicsimError
 from mosaicsim.executors.base import Handler
 from mosaicsim.executors.disk import Disk, Read
 from mosaicsim.executors.engine import Engine
-from mosaicsim.executors.session import EngineSpec, Prefetch, Session
+from mosaicsim.executors.session import Begun, EngineSpec, Prefetch, Session
 from mosaicsim.runtime.events import (
     CallRecords,
     CallsFinished,
@@ -103,6 +103,7 @@ class SimulatedExecutor:
         self._resident: dict[tuple[int, ...], list[str]] = {}
         self._asleep: set[tuple[tuple[int, ...], str]] = set()
         self._prefetches: dict[tuple[int, ...], Prefetch] = {}
+        self._begun: dict[int, Begun] = {}
         self._lost: set[int] = set()
         self._next_failure = dict.fromkeys(range(len(cluster.hosts)), inf)
         self._finished = self.env.event()
@@ -158,9 +159,9 @@ class SimulatedExecutor:
         target.engine.cancel(target.row_of[call_id])
         self._poke(target)
 
-    def withdraw_calls(self, session: int, call_ids: Ints) -> None:
+    def withdraw_calls(self, session: int, call_ids: Ints, *, started: bool = False) -> None:
         """See Executor."""
-        self.env.process(self._withdraw(session, call_ids))
+        self.env.process(self._withdraw(session, call_ids, started))
 
     def stop_session(self, session: int) -> None:
         """See Executor."""
@@ -186,21 +187,43 @@ class SimulatedExecutor:
     def _disk_of(self, workers: tuple[int, ...]) -> Disk:
         return self._disks[self._cluster.hosts[workers[0]]]
 
-    def _withdraw(self, number: int, call_ids: Ints) -> Generator[simpy.Event, Any, None]:
-        """Take back what has not started, and say so: as the command's own event, never inside of it."""
+    def _withdraw(self, number: int, call_ids: Ints, started: bool) -> Generator[simpy.Event, Any, None]:
+        """Take calls back and say so: as the command's own event, never inside of it.
+
+        What runs is taken at the end of the iteration in progress; the session then says so.
+        """
         session = self._sessions.get(number)
-        free: list[int] = []
+        rows: list[int] = []
         if session is not None:
             if session.generating:
                 session.engine.advance(session.tau(float(self.env.now)))
-            for call in call_ids.tolist():
-                row = session.row_of.get(call)
-                if row is not None and session.engine.withdraw(row):
-                    del session.row_of[call]
-                    free.append(call)
+            known = (session.row_of.get(call) for call in call_ids.tolist())
+            rows = [r for r in known if r is not None and session.engine.withdraw(r, started=started)]
             self._poke(session)
-        self._emit(CallsWithdrawn(float(self.env.now), number, np.array(free, np.int64)))
+        if session is not None and any(session.engine.start[row] >= 0 for row in rows):
+            session.leaving.append(rows)
+        else:
+            self._give_back(number, rows)
         yield self.env.timeout(0)
+
+    def _give_back(self, number: int, rows: list[int]) -> None:
+        """Tell of calls that have left a session, and remember how far they had come."""
+        session, calls = self._sessions.get(number), []
+        for row in rows:
+            if session is None or row not in session.engine.withdrawn:
+                continue
+            call, engine = session.ids[row], session.engine
+            del session.row_of[call]
+            calls.append(call)
+            if engine.start[row] < 0:
+                continue
+            known = self._begun.get(call)
+            start_s, first_token_s = session.walls(np.array([engine.start[row], engine.first_token[row]]))
+            came_to = Begun(
+                engine.tokens_generated(row), float(start_s), float(first_token_s), engine.preempted[row]
+            )
+            self._begun[call] = known.joined(came_to) if known is not None else came_to
+        self._emit(CallsWithdrawn(float(self.env.now), number, np.array(calls, np.int64)))
 
     def _begin(self) -> Generator[simpy.Event, Any, None]:
         self._handler.begin(self)
@@ -284,6 +307,7 @@ class SimulatedExecutor:
                 self._lengths[spec.call_ids].tolist(),
                 spec.groups.tolist(),
                 [tau] * len(ids),
+                generated=[self._begun[call].generated if call in self._begun else 0 for call in ids],
                 ahead=spec.ahead,
             )
         except InfeasibleError as error:
@@ -307,6 +331,9 @@ class SimulatedExecutor:
             moment = engine.advance(leave)
             if engine.finished:
                 self._report(session)
+                continue
+            if session.leaving and all(engine.finish[row] >= 0 for row in session.leaving[0]):
+                self._give_back(session.spec.session, session.leaving.pop(0))
                 continue
             if moment == inf and session.stopping:
                 return
@@ -353,13 +380,20 @@ class SimulatedExecutor:
         def seconds(column: list[float]) -> Floats:
             return session.walls(np.array([column[row] for row in rows], np.float64))
 
+        start_s, first_token_s = seconds(engine.start), seconds(engine.first_token)
+        preemptions = np.array([engine.preempted[row] for row in rows], np.int64)
+        for i, begun in enumerate(map(self._begun.get, ids.tolist())):
+            if begun is not None:
+                whole = begun.joined(Begun(0, start_s[i], first_token_s[i], int(preemptions[i])))
+                start_s[i], first_token_s[i] = whole.start_s, whole.first_token_s
+                preemptions[i] = whole.preemptions
         return CallRecords(
             call_ids=ids,
-            start_s=seconds(engine.start),
-            first_token_s=seconds(engine.first_token),
+            start_s=start_s,
+            first_token_s=first_token_s,
             finish_s=seconds(engine.finish),
             output_tokens=np.array([engine.tokens_generated(row) for row in rows], np.int64),
-            preemptions=np.array([engine.preempted[row] for row in rows], np.int64),
+            preemptions=preemptions,
             cancelled=cancelled,
             failed=np.zeros(len(rows), np.bool_),
             answer=np.where(cancelled, NO_ANSWER, self._answers[ids]),

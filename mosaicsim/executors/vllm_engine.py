@@ -9,10 +9,10 @@ from __future__ import annotations
 import gc
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mosaicsim.executors.messages import CallRequest, CallResult, EngineArguments
+from mosaicsim.executors.messages import Begun, CallRequest, CallResult, EngineArguments
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -117,6 +117,27 @@ class VllmEngine:
             logprob=math.nan,
             finish_reason="cancelled",
         )
+
+    def take(self, call_id: int) -> Begun | None:
+        """Take a call out of the engine with what it has generated, so that another can go on with it.
+
+        None, and it stays, where it stops at some text: what is generated elsewhere would not be seen to
+        complete it.
+        """
+        state = self._engine.output_processor.request_states.get(self._internal[call_id])
+        detokenizer = getattr(state, "detokenizer", None)
+        if detokenizer is None or getattr(detokenizer, "stop", None):
+            return None
+        tokens, text = tuple(detokenizer.output_token_ids), str(getattr(detokenizer, "output_text", ""))
+        logprob = getattr(state.logprobs_processor, "cumulative_logprob", None)
+        came_to = replace(
+            self.cancel(call_id),
+            output_tokens=len(tokens),
+            text=text,
+            logprob=math.nan if logprob is None else float(logprob),
+            finish_reason="withdrawn",
+        )
+        return Begun(came_to, tokens)
 
     def withdraw(self, call_id: int) -> bool:
         """Take a call out of the engine if it has never been scheduled; whether it was."""

@@ -20,6 +20,7 @@ from mosaicsim.executors.base import Handler
 from mosaicsim.executors.crew import Crew
 from mosaicsim.executors.messages import (
     AddCalls,
+    Begun,
     CallRequest,
     CallResult,
     CancelCall,
@@ -151,6 +152,7 @@ class VllmExecutor:
         self._back_at: dict[int, float] = {}
         self._losses: Counter[int] = Counter()
         self._gone: dict[int, str] = {}
+        self._begun: dict[int, Begun] = {}
         self._deaths: Counter[int] = Counter()
         self._failed_starts: Counter[str] = Counter()
         self.steps_s = self.between_s = 0.0
@@ -211,11 +213,11 @@ class VllmExecutor:
         else:
             self._own.append((target.spec.workers, _cancelled(session, call_id)))
 
-    def withdraw_calls(self, session: int, call_ids: Ints) -> None:
-        """See Executor."""
+    def withdraw_calls(self, session: int, call_ids: Ints, *, started: bool = False) -> None:
+        """See Executor. A started call that stops at some text stays where it is."""
         target, asked = self._sessions.get(session), tuple(call_ids.tolist())
         if target is not None and target.launched:
-            self._crew.link(target.spec.workers).send(WithdrawCalls(session, asked))
+            self._crew.link(target.spec.workers).send(WithdrawCalls(session, asked, started))
             return
         # nothing of a session that has not been launched has started, and one that has ended has no calls
         workers = target.spec.workers if target is not None else ()
@@ -266,9 +268,20 @@ class VllmExecutor:
 
     def _requests(self, call_ids: list[int]) -> tuple[CallRequest, ...]:
         suspect = self._patience.deaths - 1
-        return tuple(
-            replace(self._recorder.request(call), solo=self._deaths[call] >= suspect) for call in call_ids
-        )
+        return tuple(replace(self._request(call), solo=self._deaths[call] >= suspect) for call in call_ids)
+
+    def _request(self, call: int) -> CallRequest:
+        """What is asked of an engine; of a call that has begun elsewhere, to go on after its tokens."""
+        request, begun = self._recorder.request(call), self._begun.get(call)
+        if begun is None:
+            return request
+        n, sampling = len(begun.token_ids), dict(request.sampling)
+        sampling |= {
+            key: max(sampling[key] - n, 0) for key in ("max_tokens", "min_tokens") if key in sampling
+        }
+        # the engine's generator begins anew: with the same seed it would draw the same numbers again
+        sampling |= {"seed": sampling["seed"] + n} if sampling.get("seed") is not None else {}
+        return CallRequest(call, request.prompt_token_ids + begun.token_ids, sampling)
 
     def _pin(self, session: _Session) -> tuple[int, ...] | None:
         """The set of cores that the fewest sessions use; a group of workers takes as many sets."""
@@ -314,12 +327,13 @@ class VllmExecutor:
 
     def _report(self, session: _Session, results: Sequence[CallResult], at_s: float) -> None:
         """Tell of calls that ended."""
-        results = [self._in_run_time(r, session, at_s) for r in results if r.call_id in session.calls]
+        results = [self._as_a_whole(r, session, at_s) for r in results if r.call_id in session.calls]
         if not results:
             return
         for result in results:
             del session.calls[result.call_id]
             session.submitted.discard(result.call_id)
+            self._begun.pop(result.call_id, None)
         if any(r.finished for r in results):
             for worker in session.spec.workers:
                 self._losses[worker] = 0
@@ -327,12 +341,17 @@ class VllmExecutor:
         self._emit(CallsFinished(at_s, session.spec.session, records_of(results, answers)))
 
     def _give_back(self, message: Withdrawn) -> None:
-        """Calls that had not started leave the session; one cancelled on the way is not among them."""
+        """Calls leave the session; one cancelled on the way is not among them."""
         session = self._sessions.get(message.session)
         free = [call for call in message.call_ids if session is not None and call in session.calls]
         at_s = self._at(message.at_s)
         if session is not None:
             session.heard = time.monotonic()
+            for begun in [one for one in message.begun if one.result.call_id in free]:
+                before = self._begun.get(begun.result.call_id)
+                tokens = (before.token_ids if before is not None else ()) + begun.token_ids
+                whole = self._as_a_whole(begun.result, session, at_s)
+                self._begun[whole.call_id] = Begun(whole, tokens)
             for call in free:
                 del session.calls[call]
                 session.submitted.discard(call)
@@ -435,6 +454,11 @@ class VllmExecutor:
 
     def _now(self) -> float:
         return self._at(time.monotonic())
+
+    def _as_a_whole(self, result: CallResult, session: _Session, at_s: float) -> CallResult:
+        """The result in seconds of the run, with what the call came to before it moved."""
+        own, begun = self._in_run_time(result, session, at_s), self._begun.get(result.call_id)
+        return own if begun is None else begun.joined(own)
 
     def _in_run_time(self, result: CallResult, session: _Session, at_s: float) -> CallResult:
         """The result with times in seconds of the run, within the session's."""

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from mosaicsim.executors.messages import (
     AddCalls,
+    Begun,
     CallRequest,
     CallResult,
     CancelCall,
@@ -101,7 +102,7 @@ class Worker:
         elif isinstance(command, CancelCall) and command.session == self._session:
             self._cancel(command.call_id)
         elif isinstance(command, WithdrawCalls) and command.session == self._session:
-            self._withdraw(command.call_ids)
+            self._withdraw(command)
         elif isinstance(command, Prefetch):
             self._prefetch(command)
         elif isinstance(command, WarmUp):
@@ -188,14 +189,19 @@ class Worker:
         if engine is not None and engine.holds(call_id):
             self._report((engine.cancel(call_id),))
 
-    def _withdraw(self, call_ids: tuple[int, ...]) -> None:
-        """Give back calls that wait here, or in the engine for their first turn."""
-        asked, engine = set(call_ids), self._engine
+    def _withdraw(self, command: WithdrawCalls) -> None:
+        """Give back calls that wait here, or in the engine for their first turn; or any of them."""
+        asked, engine = set(command.call_ids), self._engine
         free = [call.call_id for call in self._waiting if call.call_id in asked]
         self._waiting = deque(call for call in self._waiting if call.call_id not in asked)
+        begun: list[Begun] = []
         if engine is not None:
-            free += [c for c in call_ids if engine.holds(c) and engine.withdraw(c)]
-        self._say(Withdrawn(time.monotonic(), self._session, tuple(free)))
+            free += [c for c in command.call_ids if engine.holds(c) and engine.withdraw(c)]
+            if command.started:
+                held = (engine.take(c) for c in command.call_ids if engine.holds(c))
+                begun = [one for one in held if one is not None]
+        free += [one.result.call_id for one in begun]
+        self._say(Withdrawn(time.monotonic(), self._session, tuple(free), tuple(begun)))
 
     def _advance(self, engine: VllmEngine) -> None:
         """Feed the engine and run one iteration."""

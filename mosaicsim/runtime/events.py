@@ -92,7 +92,7 @@ class CallsFinished(Event):
 
 @dataclass(frozen=True)
 class CallsWithdrawn(Event):
-    """These of the calls that were to be withdrawn had not started; the session no longer has them."""
+    """These of the calls that were to be withdrawn could be; the session no longer has them."""
 
     session: int
     call_ids: Ints

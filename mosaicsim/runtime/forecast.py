@@ -39,7 +39,7 @@ class Forecast:
     def learn(self, job: Job, now: float) -> bool:
         """Correct the costs of a running job's expert by its pace, now and then; whether that was done."""
         ended = job.taken - len(job.calls)
-        if not self._learns or job.expert == AGGREGATING or ended < job.learnt + NEWS_CALLS:
+        if not self._learns or job.mixed or job.expert == AGGREGATING or ended < job.learnt + NEWS_CALLS:
             return False
         job.learnt = ended
         profiled, pace = self._profiled[job.expert], self._paces[job.expert]

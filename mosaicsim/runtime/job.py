@@ -12,7 +12,8 @@ class Job:
     ``number`` is None until it starts, predicted to load for ``load_s``. A ``drained`` one has been found to
     have no call that waits. Of the ``kept`` among its calls the executor is not told until the engine has a
     sequence free. ``taken`` counts the calls it was given, less those that left it unfinished; ``learnt``,
-    how many had ended when its pace was last looked at.
+    how many had ended when its pace was last looked at. ``coming``: the number of a session, and how
+    many of its started calls this one is to get. ``mixed``: such calls came or went, so it tells no pace.
     """
 
     workers: tuple[int, ...]
@@ -29,3 +30,5 @@ class Job:
     learnt: int = 0
     stopping: bool = False
     drained: bool = False
+    coming: tuple[int, int] | None = None
+    mixed: bool = False

@@ -139,7 +139,9 @@ class SteeredRun:
             job = self._running[event.session]
             job.ready, job.ready_s = True, event.at_s
             self._prefetch()
-            return
+            if job.coming is None:
+                return
+            self._fetch(job)
         elif isinstance(event, SessionEnded):
             self._end(event)
         elif isinstance(event, WorkerLost):
@@ -319,7 +321,7 @@ class SteeredRun:
         """Stop sessions that are done, start what can start, and let idle workers help."""
         self._news = False
         for job in self._running.values():
-            if not job.calls and not job.stopping:
+            if not job.calls and not job.stopping and job.coming is None:
                 job.stopping = True
                 self._executor.stop_session(job.number if job.number is not None else -1)
         for calls in self._loose.values():
@@ -447,15 +449,18 @@ class SteeredRun:
         """Let a free worker take calls from another's session, if the scheduler finds that it pays.
 
         What it has planned itself then waits, as may suit sessions that anyone can take later. Calls that the
-        executor has to give back first are for idle workers only.
+        executor has to give back first are for idle workers only. Started ones go on where they are until the
+        model is loaded.
         """
         loads, jobs = [], []
         own_s = self._backlog(worker, now)
         asked, phase = {number for number, _ in self._awaits.values()}, self._phase()
+        asked |= {job.coming[0] for job in self._running.values() if job.coming is not None}
         for other in sorted(self._alive - {worker}):
             end_s = self._backlog(other, now)
             for job in self._jobs(other):
-                if len(job.workers) > 1 or job.drained or job.stopping or not job.calls:
+                started = self._course.migrate and job.ready and not job.kept and len(job.calls) > 1
+                if len(job.workers) > 1 or job.stopping or not job.calls or (job.drained and not started):
                     continue
                 if job.number in asked or job.phase > phase:
                     continue
@@ -478,13 +483,18 @@ class SteeredRun:
                         self._load_s(here, job.expert, behind=False),
                         own_s,
                         job.number is not None,
-                        len(job.kept) or len(job.calls),
+                        len(job.calls) // 2 if started else len(job.kept) or len(job.calls),
+                        started,
+                        self._left_s(job, now),
                     )
                 )
         choice = self._scheduler.relieve(loads) if loads else None
         if choice is None:
             return
         job, n = jobs[choice[0]], min(choice[1], loads[choice[0]].movable)
+        if loads[choice[0]].started and job.number is not None:
+            self._start(Job((worker,), job.expert, {}, job.phase, coming=(job.number, n)), now)
+            return
         taken = list(job.kept or job.calls)[-n:]
         if job.number is None or job.kept:
             self._take_over(job, taken, worker)
@@ -492,6 +502,18 @@ class SteeredRun:
             return
         self._awaits[worker] = job.number, n
         self._executor.withdraw_calls(job.number, np.array(taken, np.int64))
+
+    def _fetch(self, job: Job) -> None:
+        """Ask for the started calls that a session that is ready now was started for."""
+        assert job.coming is not None
+        number, n = job.coming
+        giver = self._running.get(number)
+        n = min(n, len(giver.calls) // 2) if giver is not None and not giver.stopping else 0
+        if giver is None or not n:
+            job.coming = None
+            return
+        last = np.array(list(giver.calls)[-n:], np.int64)
+        self._executor.withdraw_calls(number, last, started=True)
 
     def _take_over(self, job: Job, calls: list[int], worker: int) -> None:
         for call in calls:
@@ -515,6 +537,7 @@ class SteeredRun:
         """Start calls that were given back on the worker that asked for them, or give them another seat."""
         worker = next((w for w, (n, _) in self._awaits.items() if n == event.session), None)
         job = self._running.get(event.session)
+        taker = next((j for j in self._running.values() if j.coming and j.coming[0] == event.session), None)
         calls = [c for c in event.call_ids.tolist() if self.log.status[c] == PENDING]
         _, asked = self._awaits.pop(worker, (0, 0)) if worker is not None else (0, 0)
         if job is not None:
@@ -528,7 +551,14 @@ class SteeredRun:
         for call in moot:
             self.log.cancel_unstarted(call, event.at_s)
         calls = [c for c in calls if c not in moot]
-        if calls and worker in self._alive and job is not None and self._pays(job, len(calls), worker):
+        if taker is not None:
+            taker.coming = None
+            for mixed in (taker, job):
+                if mixed is not None:
+                    mixed.mixed = True
+            for call in calls:
+                self._join(taker, call)
+        elif calls and worker in self._alive and job is not None and self._pays(job, len(calls), worker):
             self._put_first(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
         elif calls and job is not None and not job.stopping:
             for call in calls:
@@ -565,6 +595,9 @@ class SteeredRun:
             left += list(job.calls)
             for worker in [w for w, (n, _) in self._awaits.items() if n == number]:
                 del self._awaits[worker]
+            for taker in self._running.values():
+                if taker.coming is not None and taker.coming[0] == number:
+                    taker.coming = None
         self._awaits.pop(event.worker, None)
         self._holds.pop(event.worker, None)
         self._prefetched = {g: expert for g, expert in self._prefetched.items() if event.worker not in g}

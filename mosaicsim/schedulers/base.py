@@ -60,6 +60,20 @@ class SessionCost:
         """The cost where generating takes ``factor`` times as long."""
         return replace(self, generate_s=self.generate_s * factor)
 
+    def shared_s(self, left_s: float, n_calls: int, of: int) -> float:
+        """Seconds that ``n_calls`` of a session's ``of`` calls take alone if together they take ``left_s``.
+
+        What a session takes whatever its number of calls stays: the steps of its longest one.
+        """
+        fixed, slope = self.line_around(of)
+        return left_s * (fixed + slope * n_calls) / max(fixed + slope * of, 1e-9) if n_calls else 0.0
+
+    def line_around(self, n_calls: float) -> tuple[float, float]:
+        """Fixed part and slope of the curve around a number of calls: its secant from 0.7 to 1.4 of it."""
+        low, high = max(1.0, 0.7 * n_calls), max(2.0, 1.4 * n_calls)
+        slope = max((self.predict_s(high) - self.predict_s(low)) / (high - low), 0.0)
+        return max(self.predict_s(n_calls) - slope * n_calls, 0.0), slope
+
     def predict_s(self, n_calls: float) -> float:
         """Seconds to generate ``n_calls``: interpolated in the sweep, extended by its last slope."""
         if n_calls <= 0:
@@ -191,7 +205,8 @@ class Course:
     ``instances`` says, its calls once their question needs them (``overlap``) or after the expert stage.
     ``reserved`` workers take over no calls of others while aggregator calls may still come. With
     ``exchange``, a session with a sequence free takes the next call of another session of its expert. With
-    ``prefetch``, the model a busy worker runs next is read into the host's memory.
+    ``prefetch``, the model a busy worker runs next is read into the host's memory. With ``migrate``, idle
+    workers may take over calls that have started.
     """
 
     held: Ints
@@ -201,6 +216,7 @@ class Course:
     reserved: tuple[int, ...] = ()
     exchange: bool = False
     prefetch: bool = False
+    migrate: bool = False
 
 
 class SchedulerOptions(StrictModel):
@@ -249,7 +265,8 @@ class Load:
     worker has done all it was given, ``load_s`` of it spared if no call stays there. ``cost`` is the
     session's where it is, ``cost_here`` on the free worker, where loading takes ``load_here_s`` (0: the model
     is there) and ``own_s`` is what that worker was itself given to do, after what it takes over.
-    ``running``: started calls stay where they are.
+    ``running``: started calls stay where they are. Unless ``started``: they go then, and all calls of the
+    session together still take ``left_s``.
     """
 
     worker: int
@@ -263,6 +280,8 @@ class Load:
     own_s: float
     running: bool
     movable: int
+    started: bool = False
+    left_s: float = 0.0
 
 
 @dataclass(frozen=True)

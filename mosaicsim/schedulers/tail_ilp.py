@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from mosaicsim.schedulers.balance import require_slots
-from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, SchedulerOptions, SessionCost
+from mosaicsim.schedulers.base import Plan, PlannedSession, Problem, SchedulerOptions
 from mosaicsim.schedulers.makespan import MakespanModel
 from mosaicsim.schedulers.predictors import PredictorName, predict_tokens
 from mosaicsim.schedulers.shares import deal_evenly, require_workers
@@ -185,13 +185,6 @@ class TailIlp:
         return float(np.quantile(makespans, 0.9)), ends.mean(axis=0)
 
 
-def _line_at(cost: SessionCost, size: float) -> tuple[float, float]:
-    """Fixed part and slope of the profiled curve around a size: its secant from 0.7 to 1.4 of it."""
-    low, high = max(1.0, 0.7 * size), max(2.0, 1.4 * size)
-    slope = max((cost.predict_s(high) - cost.predict_s(low)) / (high - low), 0.0)
-    return max(cost.predict_s(size) - slope * size, 0.0), slope
-
-
 def _model(
     problem: Problem, active: Ints, sizes: Floats, factor: Floats, per_worker: int | None
 ) -> MakespanModel:
@@ -199,7 +192,7 @@ def _model(
     rows = [problem.costs[m] for m in active.tolist()]
     lines = np.array(
         [
-            [_line_at(c, n) for c, n in zip(row, own, strict=True)]
+            [c.line_around(n) for c, n in zip(row, own, strict=True)]
             for row, own in zip(rows, sizes, strict=True)
         ]
     )

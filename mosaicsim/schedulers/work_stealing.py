@@ -55,6 +55,9 @@ class WorkStealingOptions(SchedulerOptions):
         1, ge=0, description="rehearsals of each draft of the plan on calibration questions; 0: by formula"
     )
     overlap: bool = Field(True, description="aggregator calls start as their question is ready; no barrier")
+    migrate: bool = Field(
+        False, description="idle workers take over started calls too, which compute anew what they had"
+    )
     prefetch: bool = Field(
         True, description="the model a busy worker runs next is read into the host's memory"
     )
@@ -141,6 +144,7 @@ class WorkStealing:
                     placement.reserved,
                     options.steal,
                     options.prefetch,
+                    options.steal and options.migrate,
                 ),
             ),
             held,
@@ -269,7 +273,8 @@ class WorkStealing:
         best, best_saving = None, 0.0
         for i, load in enumerate(loads):
             calls, saving = balanced(load)
-            if saving > max(load.load_here_s, LEAST_SAVING_S) and saving > best_saving:
+            least_s = LEAST_SAVING_STARTED_S if load.started else LEAST_SAVING_S
+            if saving > max(load.load_here_s, least_s) and saving > best_saving:
                 best, best_saving = (i, calls), saving
         return best
 
@@ -290,6 +295,10 @@ LEAST_SAVING_S = 1.0
 """What a takeover must save where the model is there already: less is within the prediction's noise."""
 
 
+LEAST_SAVING_STARTED_S = 20.0
+"""What a takeover of started calls must save: that they are computed anew is not priced."""
+
+
 def balanced(load: Load) -> tuple[int, float]:
     """How many calls to take so that giver and taker are done together, and the seconds that saves."""
     low, high = 1, load.movable
@@ -304,11 +313,16 @@ def balanced(load: Load) -> tuple[int, float]:
 
 
 def _taker_s(load: Load, n: int) -> float:
-    return load.own_s + load.load_here_s + load.cost_here.predict_s(n)
+    taken_s = load.cost_here.predict_s(n)
+    if load.started:
+        taken_s = load.cost_here.shared_s(load.left_s, n, load.calls)
+    return load.own_s + load.load_here_s + taken_s
 
 
 def _giver_s(load: Load, n: int) -> float:
     left = load.calls - n
+    if load.started:
+        return load.end_s - load.left_s + load.cost.shared_s(load.left_s, left, load.calls)
     gone = load.load_s if not left else 0.0
     return load.end_s - load.cost.predict_s(load.calls) + load.cost.predict_s(left) - gone
 
