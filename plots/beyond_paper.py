@@ -29,6 +29,7 @@ PARTS = ("stage", "end_to_end")
 TASKS = ("mmlu_pro", "medmcqa", "gpqa")
 ALWAYS, TAU_1 = "always", "plurality(tau=1)"
 STEALING = "{work_stealing: {start: {tail_ilp: {scenes: 0}}, overlap: false, label: stealing, scenes: 2}}"
+MIGRATING = STEALING.replace("label: stealing", "label: migrating, migrate: true")
 TAU_TWO_THIRDS, CANCEL = "plurality(tau=0.667)", "plurality(tau=0.667, cancel)"
 
 
@@ -124,9 +125,11 @@ def degradation(task: str, replicates: int, factors: list[float]) -> list[dict[s
     base: dict[str, float] = {}
     for factor in (1.0, *factors):
         overrides = [f"replicates={replicates}", f"workload.cost_error={factor}", "gates=[always]"]
-        overrides.append(f"schedulers=[ilp, {{greedy: {{label: greedy}}}}, tail_ilp, {STEALING}]")
+        overrides.append(
+            f"schedulers=[ilp, {{greedy: {{label: greedy}}}}, tail_ilp, {STEALING}, {MIGRATING}]"
+        )
         result = simulate(load_scenario(SCENARIOS / f"beyond_{task}.yaml", overrides))
-        for name in ("ilp", "greedy", "tail_ilp", "stealing"):
+        for name in ("ilp", "greedy", "tail_ilp", "stealing", "migrating"):
             stage = mean(result, name, ALWAYS, "expert_stage_s")
             base.setdefault(name, stage)
             rows.append(

@@ -15,6 +15,7 @@ from worlds import CONFIG, SPEC, make_workload, problem_maker
 
 from mosaicsim.aggregation.base import ASK
 from mosaicsim.aggregation.registry import create as create_gate
+from mosaicsim.executors.base import Executor
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.rehearsal import Rehearsal
 from mosaicsim.executors.session import EngineSpec
@@ -106,8 +107,9 @@ def run(
     seats: int = 16,
     at_once: int | None = None,
     spec: EngineSpec = SPEC,
+    executor: Executor | None = None,
 ) -> tuple[Seen, float]:
-    """One steered run in simulation on three workers."""
+    """One steered run on three workers, in simulation unless an executor is given."""
     policy, judge = create("work_stealing", options), create_gate(*gate)
     assert isinstance(policy, Steering)
     workers = tuple(WorkerView(i, f"gpu{i}", "made") for i in range(3))
@@ -136,7 +138,7 @@ def run(
         rehearsal=Rehearsal(cluster, pool, workload.experts, workload.calls, told, np.random.default_rng),
     )
     steered = Seen(workload, pool, policy.plan(problem), policy, judge, problem_of)
-    executor = SimulatedExecutor(
+    executor = executor or SimulatedExecutor(
         replace(cluster(), failures=planned or {}),
         np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens]),
         np.concatenate([workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER)]),

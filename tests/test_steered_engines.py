@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from engines import build_tiny_models, needs_vllm
+import worlds
+from engines import KeepAll, arguments, build_tiny_models, crew_of, needs_vllm
 from real_scenario import write_scenario
+from test_steered import calibrated, run
+
+from mosaicsim.executors.vllm_executor import VllmExecutor
+from mosaicsim.runtime.runlog import FINISHED
+from mosaicsim.schedulers import work_stealing
 
 pytestmark = [pytest.mark.engine, needs_vllm]
 
@@ -44,12 +52,38 @@ def test_a_steered_run_on_engines_gives_the_paper_s_answers(tmp_path: Path) -> N
     calls = [(r["scheduler"], r["gate"], r["stage"], r["question_id"], r["slot"]) for r in rows]
     assert len(calls) == len(set(calls)), "no call is there twice"
     runs = {(r["scheduler"], r["gate"]): r for r in json.loads((out / "summary.json").read_text())["runs"]}
-    for key, run in runs.items():
+    for key, row in runs.items():
         finished = [
             r for r in rows if (r["scheduler"], r["gate"]) == key and r["finish_reason"] != "cancelled"
         ]
-        assert len(finished) == run["calls_finished"]
-        asked = round(10 * (1 - run["skip_rate"]))
-        assert run["calls_finished"] + run["calls_cancelled"] == 30 + asked, "every call ends"
+        assert len(finished) == row["calls_finished"]
+        asked = round(10 * (1 - row["skip_rate"]))
+        assert row["calls_finished"] + row["calls_cancelled"] == 30 + asked, "every call ends"
     assert 0 < runs["steered", "cancel"]["skip_rate"] == runs["round_robin", "plain"]["skip_rate"] < 1
     assert runs["steered", "cancel"]["calls_cancelled"] > 0
+
+
+def test_started_calls_move_between_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker has the longest calls. The others, idle soon, load their model and go on with some of them."""
+    monkeypatch.setattr(work_stealing, "LEAST_SAVING_S", 1e9)
+    monkeypatch.setattr(work_stealing, "LEAST_SAVING_STARTED_S", 0.0)
+    monkeypatch.setattr(worlds, "SPEC", replace(worlds.SPEC, load_s=0.0, disk_s=0.0))
+    monkeypatch.setattr(worlds, "MEANS", (1500,))
+    workload, models = (
+        calibrated(worlds.make_workload(6, n_experts=2)),
+        build_tiny_models(tmp_path / "models"),
+    )
+    lengths = np.where(workload.calls.expert, 3900, 800).tolist() + [5] * workload.n_questions
+    recorder = KeepAll(lengths)
+    with crew_of(tmp_path / "workers") as crew:
+        executor = VllmExecutor(crew, 3, lambda expert, workers: arguments(models, "a"), recorder)
+        options = {"start": "round_robin", "scenes": 0, "overlap": False, "migrate": True}
+        steered, _ = run(workload, ("always", {}), options, executor=executor)
+    log = steered.log
+    assert (log.status == FINISHED).all()
+    np.testing.assert_array_equal(log.output_tokens, lengths)
+    assert sorted(r.call_id for r in recorder.results) == list(range(log.n_calls)), "each call ended once"
+    began = np.array([log.sessions[session].started_s for session in log.session.tolist()])
+    moved = np.flatnonzero(log.start_s < began)
+    assert len(moved) > 0
+    assert set(moved.tolist()) <= set(steered.withdrawn)

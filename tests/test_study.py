@@ -103,7 +103,8 @@ def test_no_run_beats_the_lower_bound(
             f"failures.scripted={failures}",
             "aggregator.tp=1",
             "schedulers=[round_robin, data_parallel, greedy, ilp, oracle, "
-            "{work_stealing: {start: round_robin, scenes: 0}}]",
+            "{work_stealing: {start: round_robin, scenes: 0}}, "
+            "{work_stealing: {start: data_parallel, scenes: 0, migrate: true, label: moving}}]",
         ],
     )
     for run in simulate(scenario).runs:

@@ -10,10 +10,11 @@ from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.workload.calls import Bools, Workload
 
 
-def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
+def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools, *, calls_stay: bool = True) -> float:
     """Seconds no schedule of the finished expert calls can beat; ``finished`` has shape (calls,).
 
-    A call that a gate cancelled is not part of the work, whatever it cost.
+    A call that a gate cancelled is not part of the work, whatever it cost. ``calls_stay``: of the schedules
+    that leave a started call on its worker.
     """
     bound = expert_stage_lower_bound(
         workload.calls,
@@ -22,6 +23,7 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools) -> float:
         finished=np.flatnonzero(finished),
         prefix_caching=shares_prefixes(fleet, workload),
         slots=fleet.pool.slots,
+        calls_stay=calls_stay,
     )
     return bound.seconds
 

@@ -163,7 +163,7 @@ class Replicate:
         self._fleet, self.workload, self._streams = fleet, workload, streams
         self._replicate = replicate
         self._sessions: SessionCache = {}
-        self._bounds: dict[bytes, float] = {}
+        self._bounds: dict[tuple[bytes, bool], float] = {}
         self._planned: dict[tuple[str, str], tuple[Scheduler, Plan]] = {}
         self._gates: dict[str, Gate] = {}
 
@@ -189,7 +189,8 @@ class Replicate:
             cache=self._sessions,
         )
         makespan = executor.run(orchestrator)
-        bound = self._bound(orchestrator.log.status[: len(self.workload.calls)] == FINISHED)
+        finished = orchestrator.log.status[: len(self.workload.calls)] == FINISHED
+        bound = self._bound(finished, orchestrator.plan)
         return self.describe(
             orchestrator, scheduler, gate, makespan, self.workload, self.workload.aggregator.correct, bound
         )
@@ -336,11 +337,12 @@ class Replicate:
 
         return problem_of
 
-    def _bound(self, finished: Bools) -> float:
+    def _bound(self, finished: Bools, plan: Plan) -> float:
         """The lower bound for these calls; runs that finish the same calls share it."""
-        key = finished.tobytes()
+        stay = plan.course is None or not plan.course.migrate
+        key = finished.tobytes(), stay
         if key not in self._bounds:
-            self._bounds[key] = bound_of_run(self._engines, self.workload, finished)
+            self._bounds[key] = bound_of_run(self._engines, self.workload, finished, calls_stay=stay)
         return self._bounds[key]
 
     def describe(

@@ -66,6 +66,13 @@ class Forecast:
         due = job.ready_s + cost.predict_s(job.taken) - now
         return min(left, max(due, left / 4))
 
+    def longer_s(self, job: Job, left_s: float) -> float:
+        """Seconds beyond ``left_s`` that a session's calls would take anew: those that run long go on longer.
+
+        By how many of a session have ended the few last ones are soon done; but they are known to be long.
+        """
+        return max(0.0, self.cost(job.expert, job.workers).predict_s(self.size(job)) - left_s)
+
     def size(self, job: Job) -> float:
         """Calls left in a session; the aggregator's by their prompts, which every token has to read."""
         if job.expert != AGGREGATING:

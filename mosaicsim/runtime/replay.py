@@ -11,7 +11,8 @@ the executor's own; what is kept of the recorded ones is what waited for what:
 
 A call that was cancelled or lost while it ran is replayed with the tokens it came to, so that it takes the
 room it took; one that never ran is left out. One that was added to a session under way is taken as queued
-from its start, behind the others: a journal does not say when it came.
+from its start, behind the others: a journal does not say when it came. One that moved once it had
+started is replayed where it ended, whole.
 """
 
 from __future__ import annotations

@@ -65,6 +65,10 @@ def orchestrate(
     return Orchestrator(workload, pool, plan, scheduler, gate, problem_of, fallback, log)
 
 
+STRAGGLERS = 16
+"""So many calls of a session are taken over all at once, if its worker can do something else then."""
+
+
 class SteeredRun:
     """One run under a scheduler that steers; ``plan.course`` says what is to be done beside sessions."""
 
@@ -459,7 +463,7 @@ class SteeredRun:
         for other in sorted(self._alive - {worker}):
             end_s = self._backlog(other, now)
             for job in self._jobs(other):
-                started = self._course.migrate and job.ready and not job.kept and len(job.calls) > 1
+                started = self._course.migrate and job.ready and not job.kept and self._may_go(job) > 0
                 if len(job.workers) > 1 or job.stopping or not job.calls or (job.drained and not started):
                     continue
                 if job.number in asked or job.phase > phase:
@@ -469,23 +473,24 @@ class SteeredRun:
                 here = (worker,)
                 if job.expert == AGGREGATING and here not in self._course.instances.groups:
                     continue
-                cost = self._forecast.cost(job.expert, here)
+                cost, left_s = self._forecast.cost(job.expert, here), self._left_s(job, now)
+                longer_s = self._forecast.longer_s(job, left_s) if started else 0.0
                 jobs.append(job)
                 loads.append(
                     Load(
                         other,
                         job.expert,
                         len(job.calls),
-                        end_s,
+                        end_s + longer_s,
                         self._loads_for_s(job, now) if job.number is None else 0.0,
                         self._forecast.cost(job.expert, job.workers),
                         cost,
                         self._load_s(here, job.expert, behind=False),
                         own_s,
                         job.number is not None,
-                        len(job.calls) // 2 if started else len(job.kept) or len(job.calls),
+                        self._may_go(job) if started else len(job.kept) or len(job.calls),
                         started,
-                        self._left_s(job, now),
+                        left_s + longer_s,
                     )
                 )
         choice = self._scheduler.relieve(loads) if loads else None
@@ -503,12 +508,17 @@ class SteeredRun:
         self._awaits[worker] = job.number, n
         self._executor.withdraw_calls(job.number, np.array(taken, np.int64))
 
+    def _may_go(self, job: Job) -> int:
+        """How many of a session's started calls may go: half, or the last few if others wait for these."""
+        n = len(job.calls)
+        return n if n <= STRAGGLERS and self._lanes[job.workers[0]] else n // 2
+
     def _fetch(self, job: Job) -> None:
         """Ask for the started calls that a session that is ready now was started for."""
         assert job.coming is not None
         number, n = job.coming
         giver = self._running.get(number)
-        n = min(n, len(giver.calls) // 2) if giver is not None and not giver.stopping else 0
+        n = min(n, self._may_go(giver)) if giver is not None and not giver.stopping else 0
         if giver is None or not n:
             job.coming = None
             return

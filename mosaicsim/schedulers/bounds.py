@@ -91,6 +91,7 @@ def expert_stage_lower_bound(
     finished: Ints | None = None,
     prefix_caching: bool = False,
     slots: int = 1,
+    calls_stay: bool = True,
 ) -> LowerBound:
     """Bound the expert stage of any run that finished the calls ``finished`` (ids; default: all of them).
 
@@ -98,6 +99,9 @@ def expert_stage_lower_bound(
     one of several identical prompts is charged. ``slots`` experts at a time share a worker's generation time,
     and loads may then run beside it, so that no load is added to the work. Lost workers, contended disks,
     wake-ups and cancelled calls only add to a run.
+
+    Without ``calls_stay`` a started call may go on elsewhere, as after a preemption. Work and loads are as
+    before. Left out: the packing, which asks what one worker can do, and on unlike workers the longest call.
 
     Weights may be read ahead, which spares a busy worker the disk part of a load. But no session is ready
     before its own weights have been read and its engine has started, one after the other: ``load_s`` into the
@@ -125,9 +129,13 @@ def expert_stage_lower_bound(
                 for w in kinds
             )
             for m, own in pool.items()
-        ),
+        )
+        if calls_stay or len(kinds) == 1
+        else 0.0,
         loads_s=sum(sorted(float(ahead[m].min()) for m in pool)[:per_worker]) + first_s,
     )
+    if not calls_stay:
+        return simple
     needs = [
         _needs(own, [engines[m][w] for w in kinds], work[m], float(load[m].min()), float(unhidden[m].min()))
         for m, own in pool.items()
