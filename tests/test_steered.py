@@ -28,7 +28,7 @@ from mosaicsim.runtime.steered import SteeredRun
 from mosaicsim.schedulers import work_stealing
 from mosaicsim.schedulers.base import AGGREGATING, Instances, Problem, Steering, WorkerView
 from mosaicsim.schedulers.registry import create
-from mosaicsim.workload.calls import NO_ANSWER, Calibration, Workload
+from mosaicsim.workload.calls import NO_ANSWER, Calibration, Ints, Workload
 
 CANCELS: dict[str, Any] = {"tau": "2/3", "cancel_pending": True}
 GATES: list[tuple[str, dict[str, Any]]] = [
@@ -108,6 +108,7 @@ def run(
     at_once: int | None = None,
     spec: EngineSpec = SPEC,
     executor: Executor | None = None,
+    kind: type[SimulatedExecutor] = SimulatedExecutor,
 ) -> tuple[Seen, float]:
     """One steered run on three workers, in simulation unless an executor is given."""
     policy, judge = create("work_stealing", options), create_gate(*gate)
@@ -138,7 +139,7 @@ def run(
         rehearsal=Rehearsal(cluster, pool, workload.experts, workload.calls, told, np.random.default_rng),
     )
     steered = Seen(workload, pool, policy.plan(problem), policy, judge, problem_of)
-    executor = executor or SimulatedExecutor(
+    executor = executor or kind(
         replace(cluster(), failures=planned or {}),
         np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens]),
         np.concatenate([workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER)]),
@@ -172,10 +173,11 @@ def check(steered: Seen, makespan: float, workload: Workload, gate: tuple[str, d
     assert (log.first_token_s[done] <= log.finish_s[done]).all()
     assert log.finish_s.max() <= makespan
     stayed = done.copy()
-    if steered.plan.course is not None and steered.plan.course.migrate:
+    assert steered.plan.course is not None
+    if steered.plan.course.migrate:
         stayed[steered.withdrawn] = False
     for number in log.sessions:
-        assert len(log.sessions[number].spec.call_ids) or not stayed.all()
+        assert len(log.sessions[number].spec.call_ids) or steered.plan.course.migrate
         usage = log.sessions[number].usage
         assert usage is not None
         mine = done & (log.session == number)
@@ -310,6 +312,29 @@ def test_started_calls_go_to_an_idle_worker_where_that_pays() -> None:
     begun = helped.log.start_s[helped.withdrawn] < [row.started_s for row in rows]
     assert begun.any(), "some had started where they were"
     assert helped.expert_stage_s < alone.expert_stage_s
+
+
+class Clinging(SimulatedExecutor):
+    """Gives no started call back, as an engine does not whose calls stop at some text."""
+
+    def withdraw_calls(self, session: int, call_ids: Ints, *, started: bool = False) -> None:
+        super().withdraw_calls(session, call_ids)
+
+
+def test_a_session_that_gives_nothing_is_not_asked_again() -> None:
+    options = {"start": "round_robin", "scenes": 0, "overlap": False, "migrate": True}
+    small = replace(SPEC, config=replace(CONFIG, num_gpu_blocks=400))
+    gone = {1: [Failure(1.0, 20.0)], 2: [Failure(1.0, 20.0)]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worlds, "MEANS", (1500,))
+        patch.setattr(worlds, "SPEC", small)
+        patch.setattr(work_stealing, "LEAST_SAVING_STARTED_S", 4.0)
+        patch.setattr(work_stealing, "LEAST_SAVING_S", 1e9)
+        workload = calibrated(make_workload(5, n_experts=1))
+        steered, makespan = run(workload, ("always", {}), options, spec=small, planned=gone, kind=Clinging)
+    check(steered, makespan, workload, ("always", {}))
+    asked = [row for row in steered.log.sessions.values() if not len(row.spec.call_ids)]
+    assert len(asked) == 1, "one worker loaded the model for nothing"
 
 
 def test_running_sessions_take_each_other_s_waiting_calls() -> None:

@@ -148,6 +148,7 @@ def test_a_call_that_kills_its_worker_three_times_is_set_aside(models: Path, cre
     workload = make_workload(6, seed=3)
     n = len(workload.calls)
     lengths = [4 + i % 30 for i in range(n + workload.n_questions)]
+    lengths[Deadly.deadly] = 1500  # still under way when the kill arrives, however busy the machine
     policy = create("round_robin", {})
     pool = Pool(tuple(WorkerView(i, f"cpu{i}", "made") for i in range(2)), 1, 1, ((0, 1),), (1.0,))
     problem_of = problem_maker(workload, policy)

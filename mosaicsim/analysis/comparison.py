@@ -78,15 +78,16 @@ def _figures(run: Run) -> dict[tuple[Any, ...], tuple[float, ...]]:
 
 
 def _columns(calls: Columns, ready: Floats) -> Floats:
-    """Shape (calls, FIGURES); NaN where a call has no such figure."""
+    """Shape (calls, FIGURES); NaN where a call has no such figure, as one that began in another session."""
+    ready = np.where(calls["start_s"] < ready, np.nan, ready)
     steps = np.maximum(calls["output_tokens"] - 1, 1)
     tpot = (calls["finish_s"] - calls["first_token_s"]) / steps
     return np.column_stack(
         [
             calls["start_s"] - ready,
-            calls["first_token_s"] - calls["start_s"],
+            np.where(np.isnan(ready), np.nan, calls["first_token_s"] - calls["start_s"]),
             calls["first_token_s"] - ready,
-            np.where(calls["output_tokens"] > 1, tpot, np.nan),
+            np.where((calls["output_tokens"] > 1) & ~np.isnan(ready), tpot, np.nan),
             calls["finish_s"] - ready,
         ]
     )

@@ -1,6 +1,7 @@
 """A time no run of the whole mixture can beat, from the first load to the last answer, at the same answers.
 
-It holds for every run, also one that knows all lengths and answers, orders, holds back, cancels and overlaps
+It holds for every run that leaves started calls on their worker, also one that
+knows all lengths and answers, orders, holds back, cancels and overlaps
 as it likes and has weights read and the aggregator loaded ahead, as long as each question ends with the
 gate's word. What a gate says with calls pending is what it would say however they end, so a question that it
 accepts finishes a *deciding set* of its calls: one on which the gate accepts with the others pending (all of

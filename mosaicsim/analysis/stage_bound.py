@@ -9,7 +9,7 @@ from mosaicsim.workload.calls import Workload
 
 
 def bound_of_stage(fleet: Fleet, workload: Workload) -> float:
-    """Seconds no schedule of all expert calls can beat, no fewer than ``bound_of_run`` knows of."""
+    """Seconds no schedule of all expert calls can beat that leaves started ones where they are."""
     return assignment_bound(
         workload.calls,
         workload.outcomes.output_tokens,

@@ -14,6 +14,7 @@ class Job:
     sequence free. ``taken`` counts the calls it was given, less those that left it unfinished; ``learnt``,
     how many had ended when its pace was last looked at. ``coming``: the number of a session, and how
     many of its started calls this one is to get. ``mixed``: such calls came or went, so it tells no pace.
+    ``stays``: it was asked for started calls and gave none.
     """
 
     workers: tuple[int, ...]
@@ -30,5 +31,6 @@ class Job:
     learnt: int = 0
     stopping: bool = False
     drained: bool = False
+    stays: bool = False
     coming: tuple[int, int] | None = None
     mixed: bool = False

@@ -102,6 +102,7 @@ class SteeredRun:
         self._loose: dict[int, dict[int, None]] = {}
         self._ready_questions: list[int] = []
         self._job_of: dict[int, Job] = {}
+        self._begun: set[int] = set()
         self._last_phase = max((session.phase for session in plan.sessions), default=0)
         self._serial = max(self.log.sessions, default=-1) + 1
         self._experts_done = False
@@ -305,6 +306,7 @@ class SteeredRun:
         job.calls[call] = None
         job.taken += 1
         job.drained = False
+        job.mixed |= call in self._begun
         self._job_of[call] = job
         if job.number is None:
             return
@@ -392,6 +394,7 @@ class SteeredRun:
     def _start(self, job: Job, now: float) -> None:
         job.number, job.started_s, job.taken = self._serial, now, len(job.calls)
         job.load_s = self._load_s(job.workers, job.expert, behind=False)
+        job.mixed |= not self._begun.isdisjoint(job.calls)
         prefetched = self._prefetched.get(job.workers) == job.expert
         if prefetched:
             del self._prefetched[job.workers]
@@ -429,8 +432,16 @@ class SteeredRun:
     def _end(self, event: SessionEnded) -> None:
         self.log.sessions[event.session].usage = event.usage
         job = self._running.pop(event.session)
+        self._expect_nothing_of(event.session)
         for worker in job.workers:
             self._holds[worker] = job.expert if len(job.workers) == 1 else AGGREGATING - 1
+
+    def _expect_nothing_of(self, session: int) -> None:
+        """Wait no longer for calls of a session that is over: its worker may be lost before it answers."""
+        self._awaits = {w: asked for w, asked in self._awaits.items() if asked[0] != session}
+        for taker in self._running.values():
+            if taker.coming is not None and taker.coming[0] == session:
+                taker.coming = None
 
     # taking over
 
@@ -463,7 +474,7 @@ class SteeredRun:
         for other in sorted(self._alive - {worker}):
             end_s = self._backlog(other, now)
             for job in self._jobs(other):
-                started = self._course.migrate and job.ready and not job.kept and self._may_go(job) > 0
+                started = job.ready and not job.kept and self._may_go(job) > 0
                 if len(job.workers) > 1 or job.stopping or not job.calls or (job.drained and not started):
                     continue
                 if job.number in asked or job.phase > phase:
@@ -510,7 +521,7 @@ class SteeredRun:
 
     def _may_go(self, job: Job) -> int:
         """How many of a session's started calls may go: half, or the last few if others wait for these."""
-        n = len(job.calls)
+        n = len(job.calls) if self._course.migrate and not job.stays else 0
         return n if n <= STRAGGLERS and self._lanes[job.workers[0]] else n // 2
 
     def _fetch(self, job: Job) -> None:
@@ -558,14 +569,20 @@ class SteeredRun:
         for call in calls:
             self._job_of.pop(call, None)
         moot = self._questions.moot(calls)
-        for call in moot:
-            self.log.cancel_unstarted(call, event.at_s)
+        if worker is None:  # they may have begun: the executor knows what a cancelled one had come to
+            self._begun.update(calls)
+        if taker is not None:
+            for call in moot:
+                self._join(taker, call)
+                self._drop(call, event.at_s)
+        else:
+            for call in moot:
+                self.log.cancel_unstarted(call, event.at_s)
         calls = [c for c in calls if c not in moot]
         if taker is not None:
             taker.coming = None
-            for mixed in (taker, job):
-                if mixed is not None:
-                    mixed.mixed = True
+            if job is not None:
+                job.mixed, job.stays = True, not len(event.call_ids)
             for call in calls:
                 self._join(taker, call)
         elif calls and worker in self._alive and job is not None and self._pays(job, len(calls), worker):
@@ -603,11 +620,7 @@ class SteeredRun:
             row.usage, row.lost = usage, True
             job = self._running.pop(number)
             left += list(job.calls)
-            for worker in [w for w, (n, _) in self._awaits.items() if n == number]:
-                del self._awaits[worker]
-            for taker in self._running.values():
-                if taker.coming is not None and taker.coming[0] == number:
-                    taker.coming = None
+            self._expect_nothing_of(number)
         self._awaits.pop(event.worker, None)
         self._holds.pop(event.worker, None)
         self._prefetched = {g: expert for g, expert in self._prefetched.items() if event.worker not in g}

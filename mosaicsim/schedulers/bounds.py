@@ -100,8 +100,9 @@ def expert_stage_lower_bound(
     and loads may then run beside it, so that no load is added to the work. Lost workers, contended disks,
     wake-ups and cancelled calls only add to a run.
 
-    Without ``calls_stay`` a started call may go on elsewhere, as after a preemption. Work and loads are as
-    before. Left out: the packing, which asks what one worker can do, and on unlike workers the longest call.
+    Without ``calls_stay`` a started call may go on elsewhere, as after a preemption. All parts but the packing
+    are as before, which asks what one worker can do; where workers are unlike, so that a call may begin on
+    one kind and end on another, or where preempted calls find their blocks again, only the loads count.
 
     Weights may be read ahead, which spares a busy worker the disk part of a load. But no session is ready
     before its own weights have been read and its engine has started, one after the other: ``load_s`` into the
@@ -129,13 +130,12 @@ def expert_stage_lower_bound(
                 for w in kinds
             )
             for m, own in pool.items()
-        )
-        if calls_stay or len(kinds) == 1
-        else 0.0,
+        ),
         loads_s=sum(sorted(float(ahead[m].min()) for m in pool)[:per_worker]) + first_s,
     )
     if not calls_stay:
-        return simple
+        known = len(kinds) == 1 and not any(engine.keeps_blocks for row in engines for engine in row)
+        return simple if known else LowerBound(0.0, 0.0, 0.0, simple.loads_s)
     needs = [
         _needs(own, [engines[m][w] for w in kinds], work[m], float(load[m].min()), float(unhidden[m].min()))
         for m, own in pool.items()
