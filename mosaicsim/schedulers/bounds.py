@@ -100,9 +100,9 @@ def expert_stage_lower_bound(
     and loads may then run beside it, so that no load is added to the work. Lost workers, contended disks,
     wake-ups and cancelled calls only add to a run.
 
-    Without ``calls_stay`` a started call may go on elsewhere, as after a preemption. All parts but the packing
-    are as before, which asks what one worker can do; where workers are unlike, so that a call may begin on
-    one kind and end on another, or where preempted calls find their blocks again, only the loads count.
+    Without ``calls_stay`` a started call may go on elsewhere, as after a preemption. The packing, which asks
+    what one worker can do, is left out then; where workers are unlike, so that a call may begin on one kind
+    and end on another, or where preempted calls find their blocks again, only the loads count.
 
     Weights may be read ahead, which spares a busy worker the disk part of a load. But no session is ready
     before its own weights have been read and its engine has started, one after the other: ``load_s`` into the
