@@ -72,7 +72,7 @@ def test_figures_agree() -> None:
         assert run.calls["finish_s"].max() == pytest.approx(m["makespan_s"])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.sampled_from(["v0", "v1"]),
