@@ -232,6 +232,28 @@ class Conformance(ABC):
         assert ready[0] <= moved["start"] < moved["first"] <= withdrawn.at_s, "it began where it was at first"
         assert withdrawn.at_s < moved["finish"]
 
+    def test_a_call_that_moved_may_be_cancelled(self) -> None:
+        """It is reported with what it had come to where it was before."""
+
+        def react(executor: Executor, event: Event) -> None:
+            if isinstance(event, SessionReady) and event.session == 1:
+                executor.start_session(session(0, (0,), "a", range(2)))
+            if isinstance(event, CallsFinished) and 0 in event.records.call_ids:
+                executor.withdraw_calls(0, np.array([1]), started=True)
+            if isinstance(event, CallsWithdrawn):
+                executor.add_calls(session(1, (1,), "a", range(1, 2)))
+                executor.cancel_call(1, 1)
+                executor.stop_session(1)
+
+        elsewhere = session(1, (1,), "a", range(2, 3), open=True)
+        script = Script([elsewhere], sessions_ended(0, 1), react)
+        self.executor([self.SHORT, self.LONG, self.SHORT]).run(script)
+        (withdrawn,) = script.of(CallsWithdrawn)
+        moved = script.calls()[1]
+        assert moved["cancelled"]
+        assert 0 < moved["tokens"] < self.LONG
+        assert 0 <= moved["start"] < moved["first"] <= withdrawn.at_s <= moved["finish"]
+
     def test_nothing_is_given_back_by_a_session_that_is_over(self) -> None:
         def react(executor: Executor, event: Event) -> None:
             if isinstance(event, SessionEnded):

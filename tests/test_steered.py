@@ -1,4 +1,4 @@
-"""Steered runs: nothing is lost or run twice, the gate's word is the paper's, started calls stay where they are."""
+"""Steered runs: nothing is lost or run twice, the gate's word is the paper's, calls that move stay whole."""
 
 from __future__ import annotations
 

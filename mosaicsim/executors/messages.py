@@ -81,7 +81,7 @@ class Begun:
 
     def joined(self, rest: CallResult) -> CallResult:
         """The call as a whole, if ``rest`` is what became of it in the engine that went on with it."""
-        first = self.result
+        first, given_up = self.result, rest.cancelled or rest.failed
         logprobs = [part.logprob for part in (first, rest) if part.output_tokens]
         return replace(
             rest,
@@ -89,8 +89,8 @@ class Begun:
             first_token_s=first.first_token_s if self.token_ids else rest.first_token_s,
             output_tokens=first.output_tokens + rest.output_tokens,
             preemptions=first.preemptions + rest.preemptions,
-            text=first.text + rest.text,
-            logprob=sum(logprobs) if logprobs else math.nan,
+            text="" if given_up else first.text + rest.text,
+            logprob=sum(logprobs) if logprobs and not given_up else math.nan,
         )
 
 

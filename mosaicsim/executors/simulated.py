@@ -307,7 +307,9 @@ class SimulatedExecutor:
                 self._lengths[spec.call_ids].tolist(),
                 spec.groups.tolist(),
                 [tau] * len(ids),
-                generated=[self._begun[call].generated if call in self._begun else 0 for call in ids],
+                generated=[self._begun[call].generated if call in self._begun else 0 for call in ids]
+                if self._begun
+                else None,
                 ahead=spec.ahead,
             )
         except InfeasibleError as error:
@@ -382,7 +384,7 @@ class SimulatedExecutor:
 
         start_s, first_token_s = seconds(engine.start), seconds(engine.first_token)
         preemptions = np.array([engine.preempted[row] for row in rows], np.int64)
-        for i, begun in enumerate(map(self._begun.get, ids.tolist())):
+        for i, begun in enumerate(map(self._begun.get, ids.tolist()) if self._begun else ()):
             if begun is not None:
                 whole = begun.joined(Begun(0, start_s[i], first_token_s[i], int(preemptions[i])))
                 start_s[i], first_token_s[i] = whole.start_s, whole.first_token_s

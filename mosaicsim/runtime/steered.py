@@ -65,10 +65,6 @@ def orchestrate(
     return Orchestrator(workload, pool, plan, scheduler, gate, problem_of, fallback, log)
 
 
-STRAGGLERS = 16
-"""So many calls of a session are taken over all at once, if its worker can do something else then."""
-
-
 class SteeredRun:
     """One run under a scheduler that steers; ``plan.course`` says what is to be done beside sessions."""
 
@@ -520,9 +516,10 @@ class SteeredRun:
         self._executor.withdraw_calls(job.number, np.array(taken, np.int64))
 
     def _may_go(self, job: Job) -> int:
-        """How many of a session's started calls may go: half, or the last few if others wait for these."""
-        n = len(job.calls) if self._course.migrate and not job.stays else 0
-        return n if n <= STRAGGLERS and self._lanes[job.workers[0]] else n // 2
+        """How many of a session's started calls may go."""
+        if not self._course.migrate or job.stays:
+            return 0
+        return self._scheduler.may_go(len(job.calls), waited_for=bool(self._lanes[job.workers[0]]))
 
     def _fetch(self, job: Job) -> None:
         """Ask for the started calls that a session that is ready now was started for."""

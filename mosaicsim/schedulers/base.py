@@ -304,6 +304,10 @@ class Steering(Scheduler, Protocol):
         """The calls of a session about to start, in the order they are to be queued."""
         ...
 
+    def may_go(self, calls: int, *, waited_for: bool) -> int:
+        """How many of a session's started calls may move, others being planned there behind it or not."""
+        ...
+
     def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:
         """For a free worker: from which load it takes how many calls; None: from none."""
         ...

@@ -263,6 +263,10 @@ class WorkStealing:
 
         return min(range(len(seats)), key=lambda i: done_s(seats[i]))
 
+    def may_go(self, calls: int, *, waited_for: bool) -> int:
+        """Half, or the last few if others wait for these."""
+        return calls if calls <= STRAGGLERS and waited_for else calls // 2
+
     def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:
         """Where it saves most, as many calls as make both workers done at once.
 
@@ -294,6 +298,9 @@ LATE_SHARE = 0.1
 LEAST_SAVING_S = 1.0
 """What a takeover must save where the model is there already: less is within the prediction's noise."""
 
+
+STRAGGLERS = 16
+"""So many started calls of a session are taken over all at once, if its worker can do something else then."""
 
 LEAST_SAVING_STARTED_S = 20.0
 """What a takeover of started calls must save: that they are computed anew is not priced."""
