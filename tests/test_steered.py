@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -26,7 +28,7 @@ from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
 from mosaicsim.runtime.steered import SteeredRun
 from mosaicsim.schedulers import work_stealing
-from mosaicsim.schedulers.base import AGGREGATING, Instances, Problem, Steering, WorkerView
+from mosaicsim.schedulers.base import AGGREGATING, Instances, Load, Problem, Steering, WorkerView
 from mosaicsim.schedulers.registry import create
 from mosaicsim.workload.calls import NO_ANSWER, Calibration, Ints, Workload
 
@@ -425,6 +427,30 @@ def test_loads_are_predicted_as_they_will_be() -> None:
     job = Job((2,), 0, {0: None}, number=7, started_s=10.0, load_s=1.0)
     assert ahead._loads_for_s(job, 10.25) == 0.75
     assert ahead._left_s(job, 10.25) == pytest.approx(0.75 + ahead._forecast.cost(0, (2,)).predict_s(1))
+
+
+def test_no_aggregator_goes_ahead_of_a_worker_s_own_experts() -> None:
+    """It would get every question that becomes ready from then on, while what was planned there waits."""
+    workload = calibrated(make_workload(30))
+    steered, _ = run(workload, ("always", {}), {"start": "greedy", "scenes": 0})
+    offered: list[int] = []
+
+    def relieve(loads: Sequence[Load]) -> None:
+        offered[:] = [load.expert for load in loads]
+
+    n = len(workload.calls)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steered._scheduler, "relieve", relieve)
+        steered._lanes[1] += [Job((1,), 1, dict.fromkeys(range(40))), Job((1,), AGGREGATING, {n: None})]
+        for own, seen in [
+            ([], [1, AGGREGATING]),
+            ([Job((0,), AGGREGATING, {n + 1: None})], [1, AGGREGATING]),
+            ([Job((0,), 0, {50: None})], [1]),
+            ([Job((0,), 0, {50: None}), Job((0,), AGGREGATING, {n + 1: None})], [1]),
+        ]:
+            steered._lanes[0] = deque(own)
+            steered._relieve(0, 0.0)
+            assert offered == seen
 
 
 def test_a_lost_worker_s_weights_are_not_counted_on() -> None:

@@ -461,9 +461,11 @@ class SteeredRun:
 
         What it has planned itself then waits, as may suit sessions that anyone can take later. Calls that the
         executor has to give back first are for idle workers only. Started ones go on where they are until the
-        model is loaded.
+        model is loaded. An aggregator session takes every question that becomes ready, so it may last to the
+        end: a worker with experts of its own planned starts none for others.
         """
         loads, jobs = [], []
+        busy = any(job.expert != AGGREGATING for job in self._lanes[worker])
         own_s = self._backlog(worker, now)
         asked, phase = {number for number, _ in self._awaits.values()}, self._phase()
         asked |= {job.coming[0] for job in self._running.values() if job.coming is not None}
@@ -478,7 +480,7 @@ class SteeredRun:
                 if self._lanes[worker] and job.number is not None and not job.kept:
                     continue
                 here = (worker,)
-                if job.expert == AGGREGATING and here not in self._course.instances.groups:
+                if job.expert == AGGREGATING and (busy or here not in self._course.instances.groups):
                     continue
                 cost, left_s = self._forecast.cost(job.expert, here), self._left_s(job, now)
                 longer_s = self._forecast.longer_s(job, left_s) if started else 0.0
