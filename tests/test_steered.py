@@ -65,7 +65,10 @@ class Seen(SteeredRun):
 
     def _check_jobs(self) -> None:
         """Every call is in one session at most, and sessions know what they have."""
-        jobs = [*self._running.values(), *(job for lane in self._lanes.values() for job in lane)]
+        jobs = [
+            *self._lanes.running.values(),
+            *(job for lane in self._lanes.planned.values() for job in lane),
+        ]
         calls = [call for job in jobs for call in job.calls]
         assert len(calls) == len(set(calls))
         asking = [job.workers for job in jobs if job.expert == AGGREGATING and not job.stopping]
@@ -416,17 +419,17 @@ def test_loads_are_predicted_as_they_will_be() -> None:
     workload = calibrated(make_workload(30))
     options = {"start": "greedy", "scenes": 0}
     plain, _ = run(workload, ("always", {}), {**options, "prefetch": False})
-    assert plain._load_s((0,), 0, behind=True) == 3.0
+    assert plain._lanes.load_s((0,), 0, behind=True) == 3.0
     ahead, _ = run(workload, ("always", {}), options)
-    ahead._holds, ahead._prefetched = {0: 1}, {(1,): 2}
+    ahead._lanes.holds, ahead._lanes.prefetched = {0: 1}, {(1,): 2}
     loads_s = [
-        ahead._load_s((w,), m, behind=b)
+        ahead._lanes.load_s((w,), m, behind=b)
         for w, m, b in [(0, 0, False), (0, 0, True), (0, 1, True), (1, 2, False)]
     ]
     assert loads_s == [3.0, 1.0, 0.0, 1.0]
     job = Job((2,), 0, {0: None}, number=7, started_s=10.0, load_s=1.0)
-    assert ahead._loads_for_s(job, 10.25) == 0.75
-    assert ahead._left_s(job, 10.25) == pytest.approx(0.75 + ahead._forecast.cost(0, (2,)).predict_s(1))
+    assert ahead._lanes.loads_for_s(job, 10.25) == 0.75
+    assert ahead._lanes.left_s(job, 10.25) == pytest.approx(0.75 + ahead._forecast.cost(0, (2,)).predict_s(1))
 
 
 def test_no_aggregator_goes_ahead_of_a_worker_s_own_experts() -> None:
@@ -441,14 +444,17 @@ def test_no_aggregator_goes_ahead_of_a_worker_s_own_experts() -> None:
     n = len(workload.calls)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steered._scheduler, "relieve", relieve)
-        steered._lanes[1] += [Job((1,), 1, dict.fromkeys(range(40))), Job((1,), AGGREGATING, {n: None})]
+        steered._lanes.planned[1] += [
+            Job((1,), 1, dict.fromkeys(range(40))),
+            Job((1,), AGGREGATING, {n: None}),
+        ]
         for own, seen in [
             ([], [1, AGGREGATING]),
             ([Job((0,), AGGREGATING, {n + 1: None})], [1, AGGREGATING]),
             ([Job((0,), 0, {50: None})], [1]),
             ([Job((0,), 0, {50: None}), Job((0,), AGGREGATING, {n + 1: None})], [1]),
         ]:
-            steered._lanes[0] = deque(own)
+            steered._lanes.planned[0] = deque(own)
             steered._relieve(0, 0.0)
             assert offered == seen
 

@@ -9,7 +9,6 @@ gets a call and who takes over from whom is the scheduler's to say
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
@@ -32,6 +31,7 @@ from mosaicsim.runtime.events import (
 )
 from mosaicsim.runtime.forecast import Forecast
 from mosaicsim.runtime.job import Job
+from mosaicsim.runtime.lanes import Lanes
 from mosaicsim.runtime.orchestrator import AGGREGATOR, FRUITLESS_LOSSES, Orchestrator
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.questions import Questions
@@ -84,17 +84,13 @@ class SteeredRun:
         self.log = log or RunLog(n + workload.n_questions)
         self.plan = plan
         self.expert_stage_s = 0.0
-        self._workload, self._pool, self._scheduler = workload, pool, scheduler
+        self._workload, self._scheduler = workload, scheduler
         self._course = plan.course
         self._questions = Questions(workload, gate, self.log, plan.course.held)
         profiled = problem_of(np.zeros(0, np.int64), pool.workers).costs
         self._forecast = Forecast(workload, pool, profiled, plan.course.instances)
-        self._lanes: dict[int, deque[Job]] = {w.index: deque() for w in pool.workers}
-        self._running: dict[int, Job] = {}
-        self._alive = {w.index for w in pool.workers}
-        self._holds: dict[int, int] = {}
+        self._lanes = Lanes(pool, plan.course, self._forecast)
         self._awaits: dict[int, tuple[int, int]] = {}
-        self._prefetched: dict[tuple[int, ...], int] = {}
         self._loose: dict[int, dict[int, None]] = {}
         self._ready_questions: list[int] = []
         self._job_of: dict[int, Job] = {}
@@ -131,13 +127,13 @@ class SteeredRun:
         """React to what the executor reports."""
         if isinstance(event, CallsFinished):
             self._finish(event)
-            job = self._running[event.session]
+            job = self._lanes.running[event.session]
             if job.calls and not self._news and self._experts_done == self._questions.all_ended:
                 return
         elif isinstance(event, CallsWithdrawn):
             self._move(event)
         elif isinstance(event, SessionReady):
-            job = self._running[event.session]
+            job = self._lanes.running[event.session]
             job.ready, job.ready_s = True, event.at_s
             self._prefetch()
             if job.coming is None:
@@ -156,7 +152,7 @@ class SteeredRun:
     def _finish(self, event: CallsFinished) -> None:
         self.log.record(event.session, event.records)
         self._fruitless_losses = 0
-        job = self._running[event.session]
+        job = self._lanes.running[event.session]
         n = len(self._workload.calls)
         ids = event.records.call_ids.tolist()
         for call in ids:
@@ -218,12 +214,12 @@ class SteeredRun:
 
     def _giver(self, job: Job, now: float) -> Job | None:
         """The session of the expert that keeps calls and whose worker will be busy longest, and longer."""
-        able = [other for other in self._running.values() if other.expert == job.expert and other.kept]
+        able = [other for other in self._lanes.running.values() if other.expert == job.expert and other.kept]
         if not able or not self._course.exchange:
             return None
-        busy_s = [self._backlog(other.workers[0], now) for other in able]
+        busy_s = [self._lanes.backlog_s(other.workers[0], now) for other in able]
         latest = max(range(len(able)), key=busy_s.__getitem__)
-        return able[latest] if busy_s[latest] > self._backlog(job.workers[0], now) else None
+        return able[latest] if busy_s[latest] > self._lanes.backlog_s(job.workers[0], now) else None
 
     def _fill_up(self, job: Job, now: float) -> None:
         """Start held calls early where a session runs empty: then waiting costs more than they save."""
@@ -251,35 +247,35 @@ class SteeredRun:
         expert = self._expert_of(call)
         seats: list[Seat] = []
         jobs: list[Job] = []
-        backlog = {w: self._backlog(w, now) for w in sorted(self._alive)}
+        backlog = {w: self._lanes.backlog_s(w, now) for w in sorted(self._lanes.alive)}
         weight = self._forecast.weight(call)
-        for group in self._groups(expert):
-            if not set(group) <= self._alive:
+        for group in self._lanes.groups(expert):
+            if not set(group) <= self._lanes.alive:
                 continue
             before_s = 0.0
             own: Job | None = None
-            for job in self._jobs(group[0]):
+            for job in self._lanes.of(group[0]):
                 if job.expert == expert and job.workers == group and not job.stopping:
                     own = job
                     break
-                before_s += self._left_s(job, now)
+                before_s += self._lanes.left_s(job, now)
             cost = self._forecast.cost(expert, group)
             if own is not None:
                 jobs.append(own)
-                wait_s = before_s + self._loads_for_s(own, now)
+                wait_s = before_s + self._lanes.loads_for_s(own, now)
                 seats.append(Seat(group[0], self._forecast.size(own), weight, cost, wait_s))
             elif not self._may_host(expert, group):
                 continue
             else:
-                behind = any(len(job.workers) == 1 for job in self._jobs(group[0]))
-                load = self._load_s(group, expert, behind=behind)
+                behind = any(len(job.workers) == 1 for job in self._lanes.of(group[0]))
+                load = self._lanes.load_s(group, expert, behind=behind)
                 jobs.append(Job(group, expert, {}, self._last_phase))
                 seats.append(Seat(group[0], 0.0, weight, cost, max(backlog[w] for w in group) + load))
         if not seats:
             self._loose.setdefault(expert, {})[call] = None
             return
         job = jobs[self._scheduler.seat(seats)]
-        if not job.calls and job.number is None and not any(job is j for j in self._jobs(job.workers[0])):
+        if not job.calls and job.number is None and not any(job is j for j in self._lanes.of(job.workers[0])):
             self._queue(job)
         self._join(job, call, ahead=ahead)
 
@@ -292,10 +288,12 @@ class SteeredRun:
             return True
         if self._keeps_free(group[0]):
             return False
-        if all(not self._jobs(w) and w not in self._awaits for w in group):
+        if all(not self._lanes.of(w) and w not in self._awaits for w in group):
             return True
         return not any(
-            job.expert == expert and not job.stopping for w in sorted(self._alive) for job in self._jobs(w)
+            job.expert == expert and not job.stopping
+            for w in sorted(self._lanes.alive)
+            for job in self._lanes.of(w)
         )
 
     def _join(self, job: Job, call: int, *, ahead: bool = False) -> None:
@@ -312,17 +310,16 @@ class SteeredRun:
             self._executor.add_calls(replace(self._spec(job, [call]), ahead=ahead))
 
     def _queue(self, job: Job) -> None:
-        """Plan a session behind what its workers have to do; the first of a group keeps it."""
-        self._lanes[job.workers[0]].append(job)
-        for call in job.calls:
-            self._job_of[call] = job
+        """Plan a session behind what its workers have to do."""
+        self._lanes.queue(job)
+        self._job_of.update(dict.fromkeys(job.calls, job))
 
     # sessions
 
     def _dispatch(self, now: float) -> None:
         """Stop sessions that are done, start what can start, and let idle workers help."""
         self._news = False
-        for job in self._running.values():
+        for job in self._lanes.running.values():
             if not job.calls and not job.stopping and job.coming is None:
                 job.stopping = True
                 self._executor.stop_session(job.number if job.number is not None else -1)
@@ -330,12 +327,12 @@ class SteeredRun:
             waiting = list(calls)
             calls.clear()
             self._seat_all(waiting, now)
-        for lane in self._lanes.values():
+        for lane in self._lanes.planned.values():
             for job in [j for j in lane if not j.calls]:
                 lane.remove(job)
-        phase = self._phase()
-        for worker in self._next_workers(now):
-            lane = self._lanes[worker]
+        phase = self._lanes.phase()
+        for worker in self._lanes.in_turn(now):
+            lane = self._lanes.planned[worker]
             if lane and self._is_free(worker):
                 self._relieve(worker, now)
             while lane and lane[0].phase == phase and self._room(lane[0].workers):
@@ -344,7 +341,7 @@ class SteeredRun:
                     self._start(job, now)
         if not self._experts_done and self._questions.all_ended:
             self._experts_done, self.expert_stage_s = True, now
-        for worker in self._next_workers(now):
+        for worker in self._lanes.in_turn(now):
             if self._is_idle(worker):
                 self._relieve(worker, now)
         self._prefetch()
@@ -353,49 +350,31 @@ class SteeredRun:
         """Have read what busy workers run next: what they have planned, else the aggregator."""
         if not self._course.prefetch:
             return
-        for job in self._running.values():
+        for job in self._lanes.running.values():
             if not job.ready or len(job.workers) > 1:
                 continue
-            planned = ((other.workers, other.expert) for other in self._lanes[job.workers[0]])
+            planned = ((other.workers, other.expert) for other in self._lanes.planned[job.workers[0]])
             last = ((g, AGGREGATING) for g in self._course.instances.groups if g[0] == job.workers[0])
             group, expert = next(chain(planned, last), (job.workers, job.expert))
-            running = any((j.workers, j.expert) == (group, expert) for j in self._running.values())
-            if not running and self._prefetched.get(group) != expert:
-                self._prefetched[group] = expert
+            running = any((j.workers, j.expert) == (group, expert) for j in self._lanes.running.values())
+            if not running and self._lanes.prefetched.get(group) != expert:
+                self._lanes.prefetched[group] = expert
                 self._executor.prefetch(self._name_of(expert), group)
 
-    def _phase(self) -> int:
-        """The lowest phase with a session left: later phases wait for it."""
-        planned = (lane[0].phase for lane in self._lanes.values() if lane)
-        return min([*planned, *(job.phase for job in self._running.values())], default=0)
-
-    def _next_workers(self, now: float) -> list[int]:
-        if self._pool.at_once is None:
-            return sorted(self._alive)
-        return sorted(self._alive, key=lambda worker: (-self._backlog(worker, now), worker))
-
     def _room(self, workers: tuple[int, ...]) -> bool:
-        """Whether a session may start on these workers; a group's must be free, each of them."""
-        if not set(workers) <= self._alive:
-            return False
-        held = [w for job in self._running.values() for w in job.workers]
-        grouped = {w for job in self._running.values() if len(job.workers) > 1 for w in job.workers}
-        if len(workers) > 1 and any(w in held or w in self._awaits for w in workers):
-            return False
-        if any(held.count(w) >= self._pool.slots or w in grouped for w in workers):
-            return False
-        busy = set(held)
-        return self._pool.at_once is None or len(busy | set(workers)) <= max(self._pool.at_once, len(busy))
+        """Whether a session may start there; a group's only if no worker of it waits for calls."""
+        waits = len(workers) > 1 and any(worker in self._awaits for worker in workers)
+        return not waits and self._lanes.room(workers)
 
     def _start(self, job: Job, now: float) -> None:
         job.number, job.started_s, job.taken = self._serial, now, len(job.calls)
-        job.load_s = self._load_s(job.workers, job.expert, behind=False)
+        job.load_s = self._lanes.load_s(job.workers, job.expert, behind=False)
         job.mixed |= not self._begun.isdisjoint(job.calls)
-        prefetched = self._prefetched.get(job.workers) == job.expert
+        prefetched = self._lanes.prefetched.get(job.workers) == job.expert
         if prefetched:
-            del self._prefetched[job.workers]
+            del self._lanes.prefetched[job.workers]
         self._serial += 1
-        self._running[job.number] = job
+        self._lanes.running[job.number] = job
         if job.expert != AGGREGATING:
             ids = np.array(list(job.calls), np.int64)
             arranged = self._scheduler.arrange(ids, self._questions.observed())
@@ -408,7 +387,7 @@ class SteeredRun:
             spec, AGGREGATOR if job.expert == AGGREGATING else "expert", now, prefetched=prefetched
         )
         for worker in job.workers:
-            self._holds.pop(worker, None)
+            self._lanes.holds.pop(worker, None)
         self._executor.start_session(spec)
 
     def _spec(self, job: Job, calls: list[int]) -> SessionSpec:
@@ -427,34 +406,35 @@ class SteeredRun:
 
     def _end(self, event: SessionEnded) -> None:
         self.log.sessions[event.session].usage = event.usage
-        job = self._running.pop(event.session)
+        job = self._lanes.running.pop(event.session)
         self._expect_nothing_of(event.session)
         for worker in job.workers:
-            self._holds[worker] = job.expert if len(job.workers) == 1 else AGGREGATING - 1
+            self._lanes.holds[worker] = job.expert if len(job.workers) == 1 else AGGREGATING - 1
 
     def _expect_nothing_of(self, session: int) -> None:
         """Wait no longer for calls of a session that is over: its worker may be lost before it answers."""
         self._awaits = {w: asked for w, asked in self._awaits.items() if asked[0] != session}
-        for taker in self._running.values():
+        for taker in self._lanes.running.values():
             if taker.coming is not None and taker.coming[0] == session:
                 taker.coming = None
 
     # taking over
 
     def _is_idle(self, worker: int) -> bool:
-        return not self._lanes[worker] and self._is_free(worker)
+        return not self._lanes.planned[worker] and self._is_free(worker)
 
     def _is_free(self, worker: int) -> bool:
         """Whether the worker has no session under way and may take over calls."""
         if worker in self._awaits or not self._room((worker,)):
             return False
-        if any(worker in job.workers for job in self._running.values()):
+        if any(worker in job.workers for job in self._lanes.running.values()):
             return False
         return not self._keeps_free(worker)
 
     def _keeps_free(self, worker: int) -> bool:
         """Whether the worker is kept for aggregator calls that may still come."""
-        return worker in self._course.reserved and self._questions.unsettled > 0 and len(self._alive) > 1
+        others = len(self._lanes.alive) > 1
+        return others and worker in self._course.reserved and self._questions.unsettled > 0
 
     def _relieve(self, worker: int, now: float) -> None:
         """Let a free worker take calls from another's session, if the scheduler finds that it pays.
@@ -465,24 +445,24 @@ class SteeredRun:
         end: a worker with experts of its own planned starts none for others.
         """
         loads, jobs = [], []
-        busy = any(job.expert != AGGREGATING for job in self._lanes[worker])
-        own_s = self._backlog(worker, now)
-        asked, phase = {number for number, _ in self._awaits.values()}, self._phase()
-        asked |= {job.coming[0] for job in self._running.values() if job.coming is not None}
-        for other in sorted(self._alive - {worker}):
-            end_s = self._backlog(other, now)
-            for job in self._jobs(other):
+        busy = any(job.expert != AGGREGATING for job in self._lanes.planned[worker])
+        own_s = self._lanes.backlog_s(worker, now)
+        asked, phase = {number for number, _ in self._awaits.values()}, self._lanes.phase()
+        asked |= {job.coming[0] for job in self._lanes.running.values() if job.coming is not None}
+        for other in sorted(self._lanes.alive - {worker}):
+            end_s = self._lanes.backlog_s(other, now)
+            for job in self._lanes.of(other):
                 started = job.ready and not job.kept and self._may_go(job) > 0
                 if len(job.workers) > 1 or job.stopping or not job.calls or (job.drained and not started):
                     continue
                 if job.number in asked or job.phase > phase:
                     continue
-                if self._lanes[worker] and job.number is not None and not job.kept:
+                if self._lanes.planned[worker] and job.number is not None and not job.kept:
                     continue
                 here = (worker,)
                 if job.expert == AGGREGATING and (busy or here not in self._course.instances.groups):
                     continue
-                cost, left_s = self._forecast.cost(job.expert, here), self._left_s(job, now)
+                cost, left_s = self._forecast.cost(job.expert, here), self._lanes.left_s(job, now)
                 longer_s = self._forecast.longer_s(job, left_s) if started else 0.0
                 jobs.append(job)
                 loads.append(
@@ -491,10 +471,10 @@ class SteeredRun:
                         job.expert,
                         len(job.calls),
                         end_s + longer_s,
-                        self._loads_for_s(job, now) if job.number is None else 0.0,
+                        self._lanes.loads_for_s(job, now) if job.number is None else 0.0,
                         self._forecast.cost(job.expert, job.workers),
                         cost,
-                        self._load_s(here, job.expert, behind=False),
+                        self._lanes.load_s(here, job.expert, behind=False),
                         own_s,
                         job.number is not None,
                         self._may_go(job) if started else len(job.kept) or len(job.calls),
@@ -512,7 +492,7 @@ class SteeredRun:
         taken = list(job.kept or job.calls)[-n:]
         if job.number is None or job.kept:
             self._take_over(job, taken, worker)
-            self._start(self._lanes[worker].popleft(), now)
+            self._start(self._lanes.planned[worker].popleft(), now)
             return
         self._awaits[worker] = job.number, n
         self._executor.withdraw_calls(job.number, np.array(taken, np.int64))
@@ -521,13 +501,13 @@ class SteeredRun:
         """How many of a session's started calls may go."""
         if not self._course.migrate or job.stays:
             return 0
-        return self._scheduler.may_go(len(job.calls), waited_for=bool(self._lanes[job.workers[0]]))
+        return self._scheduler.may_go(len(job.calls), waited_for=bool(self._lanes.planned[job.workers[0]]))
 
     def _fetch(self, job: Job) -> None:
         """Ask for the started calls that a session that is ready now was started for."""
         assert job.coming is not None
         number, n = job.coming
-        giver = self._running.get(number)
+        giver = self._lanes.running.get(number)
         n = min(n, self._may_go(giver)) if giver is not None and not giver.stopping else 0
         if giver is None or not n:
             job.coming = None
@@ -541,23 +521,16 @@ class SteeredRun:
         self._put_first(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
 
     def _put_first(self, job: Job) -> None:
-        """Plan a session before what its worker has planned, the aggregator's joined by its own calls.
-
-        They would otherwise wait, the model loaded, until the last of those taken from others had ended.
-        """
-        lane = self._lanes[job.workers[0]]
-        if job.expert == AGGREGATING:
-            for own in [j for j in lane if j.expert == AGGREGATING and j.workers == job.workers]:
-                lane.remove(own)
-                job.calls = own.calls | job.calls
-        lane.appendleft(job)
+        """Plan a session before what its worker has planned."""
+        self._lanes.put_first(job)
         self._job_of.update(dict.fromkeys(job.calls, job))
 
     def _move(self, event: CallsWithdrawn) -> None:
         """Start calls that were given back on the worker that asked for them, or give them another seat."""
         worker = next((w for w, (n, _) in self._awaits.items() if n == event.session), None)
-        job = self._running.get(event.session)
-        taker = next((j for j in self._running.values() if j.coming and j.coming[0] == event.session), None)
+        running = self._lanes.running
+        job = running.get(event.session)
+        taker = next((j for j in running.values() if j.coming and j.coming[0] == event.session), None)
         calls = [c for c in event.call_ids.tolist() if self.log.status[c] == PENDING]
         _, asked = self._awaits.pop(worker, (0, 0)) if worker is not None else (0, 0)
         if job is not None:
@@ -584,7 +557,7 @@ class SteeredRun:
                 job.mixed, job.stays = True, not len(event.call_ids)
             for call in calls:
                 self._join(taker, call)
-        elif calls and worker in self._alive and job is not None and self._pays(job, len(calls), worker):
+        elif calls and job and worker in self._lanes.alive and self._pays(job, len(calls), worker):
             self._put_first(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
         elif calls and job is not None and not job.stopping:
             for call in calls:
@@ -597,7 +570,7 @@ class SteeredRun:
     def _pays(self, job: Job, n: int, worker: int) -> bool:
         """Whether taking over so many calls, fewer than asked for perhaps, still is worth the load."""
         cost, here = self._forecast.cost(job.expert, job.workers), self._forecast.cost(job.expert, (worker,))
-        load = self._load_s((worker,), job.expert, behind=False)
+        load = self._lanes.load_s((worker,), job.expert, behind=False)
         before = cost.predict_s(len(job.calls) + n)
         return before - max(cost.predict_s(len(job.calls)), load + here.predict_s(n)) > load
 
@@ -611,19 +584,21 @@ class SteeredRun:
                 f"workers were lost {FRUITLESS_LOSSES} times in a row before any call could finish, "
                 f"the last time at {event.at_s:.0f} s; failures come faster than a call takes"
             )
-        self._alive.discard(event.worker)
+        self._lanes.alive.discard(event.worker)
         self.log.down.append((event.worker, event.at_s, inf))
         left: list[int] = []
         for number, usage in event.ended.items():
             row = self.log.sessions[number]
             row.usage, row.lost = usage, True
-            job = self._running.pop(number)
+            job = self._lanes.running.pop(number)
             left += list(job.calls)
             self._expect_nothing_of(number)
         self._awaits.pop(event.worker, None)
-        self._holds.pop(event.worker, None)
-        self._prefetched = {g: expert for g, expert in self._prefetched.items() if event.worker not in g}
-        for lane in self._lanes.values():
+        self._lanes.holds.pop(event.worker, None)
+        self._lanes.prefetched = {
+            g: expert for g, expert in self._lanes.prefetched.items() if event.worker not in g
+        }
+        for lane in self._lanes.planned.values():
             for job in [j for j in lane if event.worker in j.workers]:
                 lane.remove(job)
                 left += list(job.calls)
@@ -639,7 +614,7 @@ class SteeredRun:
         self._judge(sorted({c // self._questions.k for c in moot}), event.at_s)
 
     def _come_back(self, event: WorkerBack) -> None:
-        self._alive.add(event.worker)
+        self._lanes.alive.add(event.worker)
         worker, lost_at, _ = next(d for d in reversed(self.log.down) if d[0] == event.worker)
         self.log.down[self.log.down.index((worker, lost_at, inf))] = (worker, lost_at, event.at_s)
 
@@ -652,49 +627,10 @@ class SteeredRun:
     def _name_of(self, expert: int) -> str:
         return AGGREGATOR if expert == AGGREGATING else self._workload.experts[expert]
 
-    def _groups(self, expert: int) -> tuple[tuple[int, ...], ...]:
-        """Where a session of the expert can run."""
-        if expert == AGGREGATING:
-            return self._course.instances.groups
-        return tuple((w.index,) for w in self._pool.workers)
-
-    def _has(self, group: tuple[int, ...], expert: int) -> bool:
-        """Whether the model is there already."""
-        return len(group) == 1 and self._holds.get(group[0]) == expert
-
-    def _load_s(self, group: tuple[int, ...], expert: int, *, behind: bool) -> float:
-        """Seconds to bring the model there; ``behind`` another session its weights will be read ahead."""
-        if self._has(group, expert):
-            return 0.0
-        cost = self._forecast.cost(expert, group)
-        ahead = self._course.prefetch and behind
-        return cost.load_s - (cost.disk_s if ahead or self._prefetched.get(group) == expert else 0.0)
-
-    def _jobs(self, worker: int) -> list[Job]:
-        """Sessions of a worker: under way, then planned."""
-        return [job for job in self._running.values() if worker in job.workers] + list(self._lanes[worker])
-
-    def _left_s(self, job: Job, now: float) -> float:
-        return self._forecast.left_s(job, now, self._loads_for_s(job, now))
-
-    def _loads_for_s(self, job: Job, now: float) -> float:
-        """Predicted seconds for which a session has yet to load."""
-        if job.number is None:
-            return self._load_s(job.workers, job.expert, behind=self._is_behind(job))
-        return 0.0 if job.ready else max(0.0, job.started_s + job.load_s - now)
-
-    def _is_behind(self, job: Job) -> bool:
-        """Whether a planned session follows another, while which its weights can be read."""
-        worker = job.workers[0]
-        return self._lanes[worker][0] is not job or any(
-            j.workers == (worker,) for j in self._running.values()
-        )
-
-    def _backlog(self, worker: int, now: float) -> float:
-        """Predicted seconds until a worker has done what it was given."""
-        return sum(self._left_s(job, now) for job in self._jobs(worker))
-
     def _busy_with_anything(self) -> bool:
         return bool(
-            self._running or any(self._lanes.values()) or any(self._loose.values()) or self._ready_questions
+            self._lanes.running
+            or any(self._lanes.planned.values())
+            or any(self._loose.values())
+            or self._ready_questions
         )
