@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from mosaicsim.analysis.bound import expert_engines, shares_prefixes
 from mosaicsim.executors.fleet import Fleet
-from mosaicsim.schedulers.assignment_bound import assignment_bound
+from mosaicsim.schedulers.assignment_bound import ROUNDS, assignment_bound
 from mosaicsim.workload.calls import Workload
 
 
-def bound_of_stage(fleet: Fleet, workload: Workload) -> float:
-    """Seconds no schedule of all expert calls can beat that leaves started ones where they are."""
+def bound_of_stage(fleet: Fleet, workload: Workload, *, rounds: int = ROUNDS) -> float:
+    """Seconds no schedule of all expert calls can beat that leaves started ones where they are.
+
+    The more ``rounds``, the higher, and the longer it takes.
+    """
     return assignment_bound(
         workload.calls,
         workload.outcomes.output_tokens,
         expert_engines(fleet, workload),
         prefix_caching=shares_prefixes(fleet, workload),
         slots=fleet.pool.slots,
+        rounds=rounds,
     )

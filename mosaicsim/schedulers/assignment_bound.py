@@ -20,8 +20,13 @@ The host runs D decode steps. Why every schedule fits into the model:
   It has missed the step that it was preempted in, so no t-th step has a later token for it. What is spared
   is left to the solver: so many tokens of so many attended ones, if it pays for them.
 
+* A running call decodes in every step, so calls that fill an empty cache are in the way of others later.
+  Whatever the cache costs in each step, D steps take in as much as the calls pay, or more
+  (:mod:`~mosaicsim.schedulers.step_prices`). Prices are made for the hosts of a solution, and the model is
+  solved anew with them, a few times.
+
 A load takes of its worker's time what cannot be read ahead; no host generates before its own load's end, and
-no worker in the first seconds that the least read takes.
+no worker before the weights of one of its hosts are read.
 
 The calls are in classes by d. ``led`` says that a host has a call of a class or of a later one; the calls of
 a class are spread by number and by lean seconds, both exact in sum. For the other costs of a call there is a
@@ -42,17 +47,30 @@ import numpy as np
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.schedulers.hosted_calls import HostedCalls
 from mosaicsim.schedulers.linear_model import LinearModel, Term
-from mosaicsim.workload.calls import CallTable, Ints
+from mosaicsim.schedulers.step_prices import fitted_prices
+from mosaicsim.workload.calls import CallTable, Floats, Ints
 
-GRAIN = 0.02
+GRAIN = 0.01
 """Classes are cut so that the steps of the longest call take about this part of the makespan in each."""
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 32
 
-GAP = 5e-4
+GAP = 1e-4
 NODE_LIMIT = 6_000
 TIME_LIMIT_S = 900.0
 """A guard: the result of a search that it ends is not deterministic."""
+
+ROUNDS = 4
+"""Times that prices are added."""
+
+SAMPLES = 3
+"""Calls that stand for a class when prices are made."""
+
+LEAST_UNPAID = 3e-4
+"""Part of the makespan by which a solution has to fall short of prices for them to be added."""
+
+LEAST_PRICED = 0.2
+"""Prices matter where the steps of an expert's longest call take this part of the makespan or more."""
 
 MOST_HOSTS = 64
 """Experts times workers beyond which the model is too large to be of use."""
@@ -70,10 +88,12 @@ def assignment_bound(
     prefix_caching: bool = False,
     slots: int = 1,
     node_limit: int = NODE_LIMIT,
+    rounds: int = ROUNDS,
 ) -> float:
     """Seconds that no run can beat which finished the calls: arguments as of ``expert_stage_lower_bound``.
 
-    It is no less than that bound, and just that where the model is not made for the engines.
+    It is no less than that bound, and just that where the model is not made for the engines. ``rounds`` times
+    prices of the KV cache are added.
     """
     known_s = expert_stage_lower_bound(
         calls, output_tokens, engines, finished=finished, prefix_caching=prefix_caching, slots=slots
@@ -88,8 +108,14 @@ def assignment_bound(
         _hosted(calls, output_tokens, ids[calls.expert[ids] == m], engines[m][0])
         for m in np.unique(calls.expert[ids]).tolist()
     ]
-    model, makespan = _model(experts, n_workers, GRAIN * known_s)
-    return max(known_s, model.dual_bound(makespan, GAP, node_limit, TIME_LIMIT_S) * (1 - SAFETY))
+    stage = _Stage(experts, n_workers, known_s)
+    best_s = known_s
+    for left in range(rounds, -1, -1):
+        solution = stage.model.minimise(stage.makespan, GAP, node_limit, TIME_LIMIT_S)
+        best_s = max(best_s, solution.bound * (1 - SAFETY))
+        if not left or not len(solution.values) or not stage.price(solution.values):
+            break
+    return best_s
 
 
 def _hosted(calls: CallTable, output_tokens: Ints, ids: Ints, engine: EngineLimits) -> HostedCalls:
@@ -147,6 +173,18 @@ def _after_steps(expert: HostedCalls, parts: Sequence[slice], n_workers: int) ->
             yield bisect_right(shortest, m), float(m)
 
 
+@dataclass(frozen=True)
+class _Priced:
+    """Least steps of a host under prices: as :class:`StepsNeeded`, but recomputing counts by its own time.
+
+    ``led`` and ``share`` by class, ``lean`` a second of each class's lean seconds.
+    """
+
+    led: Sequence[float]
+    share: Sequence[float]
+    lean: Sequence[float]
+
+
 class _Host:
     """Variables of an expert on a worker, and the rows that are about them alone.
 
@@ -187,43 +225,126 @@ class _Host:
         row += [(self._tokens, base * cache * needed.token), (self._attended, base * cache * needed.attended)]
         model.at_least(row)
 
+    def pay(self, model: LinearModel, priced: _Priced) -> None:
+        """Demand the decode steps that the calls pay for, or recomputing in their place."""
+        base = self._expert.step[0]
+        row: list[Term] = [(self.steps_s, 1.0), *self._recomputing_s()]
+        row += [(number, -base * steps) for number, steps in self._paid(priced)]
+        model.at_least(row)
+
+    def unpaid_steps(self, values: Floats, priced: _Priced) -> float:
+        """By how many steps a solution falls short of what the calls pay for."""
+        base = self._expert.step[0]
+        steps_s = values[self.steps_s] + sum(values[n] * seconds for n, seconds in self._recomputing_s())
+        return float(sum(values[n] * steps for n, steps in self._paid(priced)) - steps_s / base)
+
+    def _paid(self, priced: _Priced) -> list[Term]:
+        numbers = (*self.led, *self.share, *self.lean_s)
+        return list(zip(numbers, (*priced.led, *priced.share, *priced.lean), strict=True))
+
+    def _recomputing_s(self) -> list[Term]:
+        """Seconds of recomputing, less what the steps would have taken that it stands for."""
+        cache = float(self._expert.engine.kv_capacity_tokens)
+        context_s = self._expert.rate - self._expert.engine.tables.decode_context
+        return [(self._attended, context_s * cache), (self._tokens, -self._expert.step[1] * cache)]
+
     def busy(self) -> list[Term]:
         """The least time on the worker, load included, less what may be read ahead."""
-        engine, slope = self._expert.engine, self._expert.step[1]
-        cache = float(engine.kv_capacity_tokens)
-        recomputing_s = (self._expert.rate - engine.tables.decode_context) * cache
+        engine = self._expert.engine
         return [
             (self.led[0], engine.load_s - engine.disk_s),
             (self.steps_s, 1.0),
             *((number, 1.0) for number in self.lean_s),
-            (self._attended, recomputing_s),
-            (self._tokens, -slope * cache),
+            *self._recomputing_s(),
         ]
 
 
-def _model(experts: Sequence[HostedCalls], n_workers: int, grain_s: float) -> tuple[LinearModel, int]:
-    """The model, and the number of its makespan."""
-    model = LinearModel()
-    makespan = model.variable()
-    hosts = [_hosts(model, expert, n_workers, grain_s) for expert in experts]
-    # nothing generates before the first weights are read, nor on a host before its own are
-    first_s = min(expert.engine.disk_s for expert in experts)
-    for w in range(n_workers):
-        busy = [term for row in hosts for term in row[w].busy()]
-        model.at_least([(makespan, 1.0), *((number, -seconds) for number, seconds in busy)], first_s)
-        for expert, row in zip(experts, hosts, strict=True):
-            alone = [*row[w].busy(), (row[w].led[0], expert.engine.disk_s)]
-            model.at_least([(makespan, 1.0), *((number, -seconds) for number, seconds in alone)])
-    largest = hosts[int(np.argmax([expert.lean_s.sum() for expert in experts]))]
-    for sooner, later in pairwise(largest):
-        model.at_least([(sooner.steps_s, 1.0), (later.steps_s, -1.0)])
-    return model, makespan
+class _Stage:
+    """The model of a stage: every expert's hosts, and what they take of each worker."""
+
+    def __init__(self, experts: Sequence[HostedCalls], n_workers: int, known_s: float) -> None:
+        self.model = model = LinearModel()
+        self.makespan = model.variable()
+        self._experts = experts
+        self._known_s = known_s
+        self._parts = [_parts(expert, GRAIN * known_s) for expert in experts]
+        self._hosts = [
+            _hosts(model, expert, parts, n_workers)
+            for expert, parts in zip(experts, self._parts, strict=True)
+        ]
+        for w in range(n_workers):
+            hosts = [row[w] for row in self._hosts]
+            busy = [term for host in hosts for term in host.busy()]
+            self._ends_after([*busy, *self._first_read(hosts)])
+            # nor does a host generate before its own weights are read
+            for expert, host in zip(experts, hosts, strict=True):
+                self._ends_after([*host.busy(), (host.led[0], expert.engine.disk_s)])
+        largest = self._hosts[int(np.argmax([expert.lean_s.sum() for expert in experts]))]
+        for sooner, later in pairwise(largest):
+            model.at_least([(sooner.steps_s, 1.0), (later.steps_s, -1.0)])
+
+    def _first_read(self, hosts: Sequence[_Host]) -> list[Term]:
+        """Seconds in which a worker reads the weights of its first host, and nothing can generate."""
+        first = [self.model.variable() for _ in hosts]
+        for number, host in zip(first, hosts, strict=True):
+            self.model.at_least([(host.led[0], 1.0), (number, -1.0)])
+            self.model.at_least([*((any_first, 1.0) for any_first in first), (host.led[0], -1.0)])
+        return [(number, expert.engine.disk_s) for number, expert in zip(first, self._experts, strict=True)]
+
+    def _ends_after(self, busy: Sequence[Term]) -> None:
+        self.model.at_least([(self.makespan, 1.0), *((number, -seconds) for number, seconds in busy)])
+
+    def price(self, values: Floats) -> bool:
+        """Demand what the calls of the solution's hosts pay for; whether any of them fell short of it."""
+        found = False
+        for expert, parts, hosts in zip(self._experts, self._parts, self._hosts, strict=True):
+            base = expert.step[0]
+            if base * expert.decodes[-1] < LEAST_PRICED * self._known_s:
+                continue
+            for host in hosts:
+                priced = _priced(expert, parts, host, values)
+                if priced and base * host.unpaid_steps(values, priced) > LEAST_UNPAID * self._known_s:
+                    found = True
+                    for any_host in hosts:
+                        any_host.pay(self.model, priced)
+        return found
 
 
-def _hosts(model: LinearModel, expert: HostedCalls, n_workers: int, grain_s: float) -> list[_Host]:
-    """An expert on each worker; together they have all its calls."""
+def _priced(expert: HostedCalls, parts: Sequence[slice], host: _Host, values: Floats) -> _Priced | None:
+    """What prices made for a host of the solution demand of any; None for a host without calls."""
+    if values[host.led[0]] < 0.5:
+        return None
+    samples, weights = _samples(expert, parts, values[host.share])
+    led = int(np.flatnonzero(values[host.led] > 0.5)[-1])
+    least = np.array([expert.decodes[part.start] for part in parts])
+    prices = fitted_prices(samples, weights, float(least[led]))
+    if prices is None:
+        return None
+    excess = prices.excess(expert, least)
+    at_none, a_second = expert.lines(prices.least_paid(expert), parts)
+    return _Priced((-np.diff(excess, prepend=0.0)).tolist(), at_none, a_second)
+
+
+def _samples(expert: HostedCalls, parts: Sequence[slice], share: Floats) -> tuple[HostedCalls, Floats]:
+    """Calls that stand for so much of each class, and how often each is counted."""
+    groups = [
+        (run, part_share * len(run))
+        for part, part_share in zip(parts, share.tolist(), strict=True)
+        if part_share > 1e-6
+        for run in np.array_split(np.arange(part.start, part.stop), min(SAMPLES, part.stop - part.start))
+    ]
+    columns = expert.prompt_tokens, expert.decodes
+    prompt, decodes = (np.array([column[run].mean() for run, _ in groups]) for column in columns)
+    return HostedCalls(prompt, decodes, expert.engine), np.array([weight for _, weight in groups])
+
+
+def _parts(expert: HostedCalls, grain_s: float) -> list[slice]:
     longest_s = expert.step[0] * float(expert.decodes[-1])
-    parts = expert.classes(ceil(min(max(longest_s / grain_s, FEWEST_CLASSES), MOST_CLASSES)))
+    return expert.classes(ceil(min(max(longest_s / grain_s, FEWEST_CLASSES), MOST_CLASSES)))
+
+
+def _hosts(model: LinearModel, expert: HostedCalls, parts: Sequence[slice], n_workers: int) -> list[_Host]:
+    """An expert on each worker; together they have all its calls."""
     hosts = [_Host(model, expert, parts) for _ in range(n_workers)]
     for needed in _steps_needed(expert, parts, n_workers):
         for host in hosts:

@@ -49,6 +49,24 @@ class HostedCalls:
         lean_s: Floats = self.step[1] * self.decodes + context * attended + self.rate * self.prompt_tokens
         return lean_s
 
+    def some(self, rows: slice) -> HostedCalls:
+        """A run of these calls."""
+        return HostedCalls(self.prompt_tokens[rows], self.decodes[rows], self.engine)
+
+    def recomputing(self, token: Floats) -> Floats:
+        """Bases of decode steps that it takes to recompute calls up to a token rather than decode it.
+
+        ``token`` has shape (n or 1, k), and so has what is returned. Raises ZeroDivisionError for no base.
+        """
+        (base, slope), context = self.step, self.engine.tables.decode_context
+        steps: Floats = ((self.rate - context) * (self.prompt_tokens[:, None] + token) - slope) / base
+        return steps
+
+    def blocks_between(self, begin: Floats, end: Floats) -> Floats:
+        """The tokens that blocks take up, summed over each call's from one to another; shape (n, k)."""
+        size, prompt = self.engine.block_size, self.prompt_tokens[:, None]
+        return _rounded_up_sum(prompt + end, size) - _rounded_up_sum(prompt + begin, size)
+
     def blocks_after(self, m: float) -> Floats:
         """The tokens that each call's blocks take up, summed over its tokens after the m-th."""
         size, end = self.engine.block_size, self.prompt_tokens + self.decodes

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
 
 import highspy
 import numpy as np
+
+from mosaicsim.workload.calls import Floats
 
 Term = tuple[int, float]
 """A variable, by its number, and its coefficient."""
@@ -17,6 +20,18 @@ _WITH_BOUND = (
     highspy.HighsModelStatus.kSolutionLimit,
     highspy.HighsModelStatus.kTimeLimit,
 )
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The best that a search found.
+
+    ``bound``: what the objective is no less than in any solution, the closer the more nodes; -inf if unknown.
+    ``values``: of each variable in the best solution found; empty if there is none.
+    """
+
+    bound: float
+    values: Floats
 
 
 class LinearModel:
@@ -43,11 +58,10 @@ class LinearModel:
         """Demand that the terms add up to ``value``."""
         self._rows.append((_collected(terms), value, value))
 
-    def dual_bound(self, objective: int, gap: float, node_limit: int, time_limit_s: float) -> float:
-        """What the variable ``objective`` is no less than in any solution, the closer the more nodes.
+    def minimise(self, objective: int, gap: float, node_limit: int, time_limit_s: float) -> Solution:
+        """Search for the least value of the variable ``objective``.
 
         The search ends at the relative ``gap``, or at a limit; short of the time limit it is deterministic.
-        -inf where HiGHS ends without one.
         """
         highs: Any = cast(Any, highspy).Highs()
         options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_rel_gap": gap}
@@ -61,8 +75,11 @@ class LinearModel:
             columns, values = np.array(list(row), np.int32), np.array(list(row.values()))
             _taken(highs.addRow(least, most, len(row), columns, values))
         highs.run()
-        ended = highs.getModelStatus() in _WITH_BOUND
-        return float(highs.getInfo().mip_dual_bound) if ended else -inf
+        if highs.getModelStatus() not in _WITH_BOUND:
+            return Solution(-inf, np.zeros(0))
+        found = highs.getInfo().primal_solution_status == highspy.kSolutionStatusFeasible
+        values = np.array(highs.getSolution().col_value) if found else np.zeros(0)
+        return Solution(float(highs.getInfo().mip_dual_bound), values)
 
 
 def _taken(status: Any) -> None:
