@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_steered import calibrated, run
+from test_steered import SPEC, calibrated, run
 from worlds import make_workload
 
 from mosaicsim.executors.runaways import (
@@ -68,7 +68,8 @@ def test_a_call_that_runs_away_ends_about_when_it_is_said_to() -> None:
     steered, _ = run(workload, gate, {"scenes": 0})
     n = len(workload.calls)
     asked = np.flatnonzero(steered.log.start_s[n:] >= 0)
-    said = runaway_ends_s(steered.log, n + asked, steered.plan.course.instances, tokens)
+    alone_s = SPEC.tables.decode_s(1, tokens / 2)
+    said = runaway_ends_s(steered.log, n + asked, lambda group: alone_s, tokens)
     for question, end_s in list(zip(asked.tolist(), said.tolist(), strict=True))[::5]:
         output = workload.aggregator.output_tokens.copy()
         output[question] = tokens

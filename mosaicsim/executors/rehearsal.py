@@ -16,10 +16,11 @@ import numpy as np
 from mosaicsim.aggregation.base import Decision, GateOptions, Verdict
 from mosaicsim.executors.runaways import Runaways, expected_makespan_s, runaway_ends_s, without
 from mosaicsim.executors.simulated import SimulatedCluster, SimulatedExecutor
+from mosaicsim.runtime.orchestrator import AGGREGATOR
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import RunLog
 from mosaicsim.runtime.steered import orchestrate
-from mosaicsim.schedulers.base import Instances, Plan, Problem, Rehearsed, Scheduler, WorkerView
+from mosaicsim.schedulers.base import Plan, Problem, Rehearsed, Scheduler, WorkerView
 from mosaicsim.workload.ballots import Ballot, Ballots
 from mosaicsim.workload.calls import (
     NO_ANSWER,
@@ -71,19 +72,27 @@ class Rehearsal:
         reactive = gate.cancels or plan.course is not None
         makespan = SimulatedExecutor(self._cluster(), lengths, answers, reactive=reactive).run(run)
         if plan.course is not None and self._runaways.chance:
-            makespan = self._feared_s(makespan, run.log, plan.course.instances)
+            makespan = self._feared_s(makespan, run.log)
         ends = dict.fromkeys((w.index for w in self._pool.workers), 0.0)
         for row in run.log.sessions.values():
             if row.stage == "expert" and row.usage is not None:
                 ends[row.spec.workers[0]] = max(ends[row.spec.workers[0]], row.usage.end_s)
         return Rehearsed(run.expert_stage_s, makespan, tuple(ends[w.index] for w in problem.workers))
 
-    def _feared_s(self, makespan_s: float, log: RunLog, instances: Instances) -> float:
+    def _feared_s(self, makespan_s: float, log: RunLog) -> float:
         """The mean makespan over whether and which aggregator call of the play runs away."""
         n = len(self._calls)
         asked = np.flatnonzero(log.start_s[n:] >= 0)
-        ends = runaway_ends_s(log, n + asked, instances, self._runaways.tokens)
+        ends = runaway_ends_s(log, n + asked, self._alone_s, self._runaways.tokens)
         return expected_makespan_s(makespan_s, ends, self._runaways.chance)
+
+    def _alone_s(self, group: tuple[int, ...]) -> float:
+        """Mean seconds a token takes of an aggregator call that runs away on these workers, by itself.
+
+        Of the engine, not of the profiled sweep, whose sessions of one call are too few and too short.
+        """
+        tables = self._cluster().engine_of(AGGREGATOR, group).tables
+        return tables.decode_s(1, self._runaways.tokens / 2)
 
     def _scene(self, number: int) -> Workload:
         if number not in self._scenes:

@@ -7,12 +7,12 @@ may fall (Rao-Blackwell: an expectation taken in closed form has no variance of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from mosaicsim.runtime.runlog import RunLog
-from mosaicsim.schedulers.base import Instances
 from mosaicsim.workload.calls import Bools, Calibration, Floats, Ints
 
 FACTOR = 10.0
@@ -42,24 +42,24 @@ class Runaways:
         return cls((float(are_runaways(own).mean()) + pooled) / 2, longest)
 
 
-def runaway_ends_s(log: RunLog, calls: Ints, instances: Instances, tokens: int) -> Floats:
+def runaway_ends_s(
+    log: RunLog, calls: Ints, alone_s: Callable[[tuple[int, ...]], float], tokens: int
+) -> Floats:
     """When each of these aggregator calls, shape (n,), would have ended had it written so many ``tokens``.
 
-    It would have gone on at its own pace until its instance's last call ended, and then alone.
+    It would have gone on at its own pace until its instance's last call ended, and then alone:
+    ``alone_s(group)`` is what a token takes then.
     """
     groups = [log.sessions[session].spec.workers for session in log.session[calls].tolist()]
     starts, ends = log.start_s[calls], log.finish_s[calls]
     last: dict[tuple[int, ...], float] = {}
     for group, end in zip(groups, ends.tolist(), strict=True):
         last[group] = max(last.get(group, 0.0), end)
-    paces = {
-        group: cost.predict_s(1) / cost.mean_output_tokens
-        for group, cost in zip(instances.groups, instances.costs, strict=True)
-    }
-    alone_from, alone_s = np.array([last[g] for g in groups]), np.array([paces[g] for g in groups])
+    paces = {group: alone_s(group) for group in last}
+    alone_from, pace = np.array([last[g] for g in groups]), np.array([paces[g] for g in groups])
     beside_s = (ends - starts) / np.maximum(log.output_tokens[calls], 1)
     left = tokens - (alone_from - starts) / np.maximum(beside_s, 1e-9)
-    found: Floats = alone_from + np.maximum(left, 0.0) * alone_s
+    found: Floats = alone_from + np.maximum(left, 0.0) * pace
     return found
 
 
