@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaicsim.executors.engine import Engine, EngineConfig
-from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
+from mosaicsim.hardware.latency import HingeLatency, HostOverhead, TwoRegimeLatency
+from mosaicsim.schedulers import step_prices
 from mosaicsim.schedulers.bounds import EngineLimits
 from mosaicsim.schedulers.hosted_calls import HostedCalls
 from mosaicsim.schedulers.step_prices import FINER, StepPrices, fitted_prices
@@ -152,3 +153,27 @@ def test_nothing_is_priced_where_prices_say_nothing(case: str) -> None:
     limit = EngineLimits(tables, 0.0, 100, 8, mixes_prefill=False)
     calls = HostedCalls(np.full(n, 5.0), np.full(n, 20.0), limit)
     assert fitted_prices(calls, np.ones(n), 20.0 if n else 0.0) is None
+
+
+def test_calls_that_are_sooner_recomputed_than_decoded_are_refused() -> None:
+    """Those of long prompts are dear to recompute, those of short ones are not."""
+    tables = TwoRegimeLatency(1.0, 3.0, 0.0, 0.0, 0.0, 0.2, 0.0).compile(8, 300, HostOverhead())
+    limit = EngineLimits(tables, 0.0, 300, 8, mixes_prefill=False)
+    long, mixed = (HostedCalls(np.array([100.0, p]), np.full(2, 20.0), limit) for p in (100.0, 1.0))
+    prices = StepPrices(4, np.full(5, 1 / 300), np.zeros(5))
+    assert (prices.least_paid(long) > 0).all()
+    with pytest.raises(ValueError, match="recomputing"):
+        prices.least_paid(mixed)
+
+
+@pytest.mark.parametrize("width", [1, 4, 6])
+def test_looking_at_a_few_calls_at_once_changes_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the line below steps depends on which calls are looked at."""
+    hinge = HingeLatency(0.05, 0.01, 0.002, 0.001, 0.0, 0.0).compile(64, 500, HostOverhead())
+    limit = EngineLimits(hinge, 0.0, 2_000, 64, mixes_prefill=False)
+    calls = HostedCalls(np.ones(8), np.repeat([120.0, 400.0], 4), limit)
+    prices = StepPrices(width, np.linspace(0.0, 3.0, 60) / 2_000, np.zeros(60))
+    together = prices.least_paid(calls)
+    monkeypatch.setattr(step_prices, "AT_ONCE", 1)
+    assert prices.least_paid(calls) == pytest.approx(together)
+    assert together[-1] > together[0] > 0

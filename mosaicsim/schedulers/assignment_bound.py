@@ -2,7 +2,8 @@
 
 :mod:`~mosaicsim.schedulers.packing_bound` counts the hosts of an expert together. Here every schedule is a
 solution of a model that tells its workers apart, and HiGHS bounds the makespan of that model from below. It
-is made for V0 without prefix caching, for workers alike and one expert at a time on each.
+is made for V0 without prefix caching, for workers alike, one expert at a time on each, and started calls that
+stay where they are.
 
 Of the calls that finish on a host (an expert on a worker) let each have p prompt tokens and d tokens after
 its first. Its token g = 1..d attends ``p + g`` tokens, which take up b(g) in whole blocks of a KV cache of K.
@@ -26,7 +27,7 @@ The host runs D decode steps. Why every schedule fits into the model:
   solved anew with them, a few times.
 
 A load takes of its worker's time what cannot be read ahead; no host generates before its own load's end, and
-no worker before the weights of one of its hosts are read.
+no worker its finished calls before the weights of one of its hosts are read.
 
 The calls are in classes by d. ``led`` says that a host has a call of a class or of a later one; the calls of
 a class are spread by number and by lean seconds, both exact in sum. For the other costs of a call there is a
@@ -311,8 +312,8 @@ class _Stage:
 
 
 def _priced(expert: HostedCalls, parts: Sequence[slice], host: _Host, values: Floats) -> _Priced | None:
-    """What prices made for a host of the solution demand of any; None for a host without calls."""
-    if values[host.led[0]] < 0.5:
+    """What prices made for a host of the solution demand of any; None where nothing can be priced."""
+    if values[host.led[0]] < 0.5 or not expert.can_be_priced:
         return None
     samples, weights = _samples(expert, parts, values[host.share])
     led = int(np.flatnonzero(values[host.led] > 0.5)[-1])

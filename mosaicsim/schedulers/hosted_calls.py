@@ -12,6 +12,9 @@ import numpy as np
 from mosaicsim.schedulers.bounds import EngineLimits, ExpertCalls, line_below, mean_batch
 from mosaicsim.workload.calls import Floats
 
+ALL = slice(None)
+"""Every row."""
+
 
 @dataclass(frozen=True)
 class HostedCalls:
@@ -49,22 +52,25 @@ class HostedCalls:
         lean_s: Floats = self.step[1] * self.decodes + context * attended + self.rate * self.prompt_tokens
         return lean_s
 
-    def some(self, rows: slice) -> HostedCalls:
-        """A run of these calls."""
-        return HostedCalls(self.prompt_tokens[rows], self.decodes[rows], self.engine)
-
-    def recomputing(self, token: Floats) -> Floats:
+    def recomputing(self, token: Floats, rows: slice = ALL) -> Floats:
         """Bases of decode steps that it takes to recompute calls up to a token rather than decode it.
 
-        ``token`` has shape (n or 1, k), and so has what is returned. Raises ZeroDivisionError for no base.
+        Of some ``rows``; ``token`` has shape (rows, k), and so has what is returned. There has to be a base.
         """
         (base, slope), context = self.step, self.engine.tables.decode_context
-        steps: Floats = ((self.rate - context) * (self.prompt_tokens[:, None] + token) - slope) / base
+        attended = self.prompt_tokens[rows, None] + token
+        steps: Floats = ((self.rate - context) * attended - slope) / base
         return steps
 
-    def blocks_between(self, begin: Floats, end: Floats) -> Floats:
-        """The tokens that blocks take up, summed over each call's from one to another; shape (n, k)."""
-        size, prompt = self.engine.block_size, self.prompt_tokens[:, None]
+    @cached_property
+    def can_be_priced(self) -> bool:
+        """Whether steps take time, and no token is sooner recomputed, with all before it, than decoded."""
+        first = np.ones((len(self.decodes), 1))
+        return self.step[0] > 0 and bool((self.recomputing(first) >= 0).all())
+
+    def blocks_between(self, begin: Floats, end: Floats, rows: slice = ALL) -> Floats:
+        """The tokens that blocks take up, summed over each call's from one to another; shape (rows, k)."""
+        size, prompt = self.engine.block_size, self.prompt_tokens[rows, None]
         return _rounded_up_sum(prompt + end, size) - _rounded_up_sum(prompt + begin, size)
 
     def blocks_after(self, m: float) -> Floats:

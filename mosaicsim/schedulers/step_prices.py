@@ -2,27 +2,32 @@
 
 Let a token of KV cache cost ``u(t)`` in the t-th decode step of a host (an expert on a worker), a sequence
 ``w(t)``, neither negative. A step holds K tokens and S sequences at most. So all that the calls pay is no
-more than D steps take in: ``sum of K u(t) + S w(t) over t <= D``, which is D and an *excess*. D is at least
-the sum of what each call pays at least, whenever it runs, less the largest excess that there can be.
+more than D steps take in: ``sum of K u(t) + S w(t) over t <= D``, which is D and an *excess*. So D is at
+least the sum of what each call pays at least, whenever it runs, less the largest excess that as many steps
+as are known to be needed, or more, can have.
 
-V0 decodes every running call in every decode step. So a call's token g = 1..d comes out of step ``g + o``,
-where the offset o stays until the call is preempted, and never falls: a preempted call misses a step, and
-gets a token out of recomputing all it had. That is priced too, by the steps that would take as long.
+V0 decodes every running call in every decode step, and its calls stay. So a call's token g = 1..d comes out
+of step ``g + o``, where the offset o stays until the call is preempted, and never falls: a preempted call
+misses a step, and gets a token out of recomputing all it had. That is priced too, by the steps that would
+take as long. It must not cost less than nothing: a recomputed token is dearer than a decoded one.
 
 **The least that a call pays**, over all offsets and preemptions, is found on a lattice. Prices are constant
 in cells, and at an offset o a call pays ``sum of (u before - u behind) B(edge - o)`` over the edges of
 cells, where B(g) is what its first g tokens take up. The lattice has the offsets that are multiples of
-``spacing``, and those from which the call ends at one. Between two neighbours no edge passes the call's
-begin or end, and B is convex. So what is paid there is less than at the cheaper neighbour by no more than
-``spacing (spacing + block) / 4`` times what prices fall from cell to cell. Of a preempted call, take a
-fraction and move the parts that are farther than this on their way from neighbour to neighbour up, and the
-others down: offsets still never fall, and some fraction makes it pay no more. But several parts may be near
-an edge, with tokens for four spacings at most; and where the call is cut an edge may pass, which adds
-``spacing / 4`` times its blocks and a price difference on either side. A cut within a group of tokens that
-share a cell costs no less than one at the group's begin or end, but for the group's own convexity. All this
-is taken off the sum, or off what a preemption costs; and so is the price of the token that was recomputed,
-which the lattice decodes. Where nothing is left of what a preemption costs, offsets may rise for nothing,
-and what is less than nothing is taken off once for every token.
+``spacing``, and those from which the call ends at one. Between two neighbours no edge passes the begin or
+end of a call that is not preempted, and B is convex. So what it pays there is less than at the cheaper
+neighbour by no more than ``spacing (spacing + block) / 4`` times what prices fall from cell to cell.
+
+Of a preempted call, choose a fraction; move the parts whose offset has come farther than that fraction of
+its way from the lower to the upper neighbour up, and the others down. Offsets still never fall, and for
+some fraction it pays no more. Several parts may be near an edge, but with tokens for two spacings on either
+side at most, since each token takes a later step; so four times the above is taken off. Where the call is
+cut an edge may pass, which adds ``spacing / 4`` times its blocks and a price difference on either side. A
+cut within a group of tokens that share a cell costs no less than one at the group's begin or end, but for
+the group's own convexity, as the price of a token may rise where that of a sequence falls. All this is
+taken off what a preemption costs; and so is the price of the token that was recomputed, which the lattice
+decodes. Where nothing is left of it, offsets may rise for nothing, and what is less than nothing is taken
+off once for every token.
 
 **Prices** come from a linear program: the fewest steps in which a host can run given calls, cut at will
 between ways to run them. Its dual are prices, and ways that are cheap at these are added. Prices made for
@@ -37,7 +42,7 @@ from typing import Any, cast
 import highspy
 import numpy as np
 
-from mosaicsim.schedulers.hosted_calls import HostedCalls
+from mosaicsim.schedulers.hosted_calls import ALL, HostedCalls
 from mosaicsim.workload.calls import Floats, Ints
 
 CELLS = 64
@@ -83,8 +88,13 @@ class StepPrices:
         return most
 
     def least_paid(self, calls: HostedCalls) -> Floats:
-        """Steps that each call pays at least, whenever it runs; shape (n,)."""
-        spacing = self.width // FINER
+        """Steps that each call pays at least, whenever it runs; shape (n,).
+
+        Raises ValueError for calls that ``can_be_priced`` says no of.
+        """
+        if not calls.can_be_priced:
+            raise ValueError("steps take no time, or recomputing takes less: prices say nothing")
+        spacing = 1 if self.width % FINER else self.width // FINER
         steps = self.in_cells(spacing, calls)
         engine, n = calls.engine, len(calls.decodes)
         rough = spacing * (spacing + engine.block_size) / 4
@@ -92,9 +102,9 @@ class StepPrices:
         paid = np.zeros(n)
         at_once = max(1, AT_ONCE // (2 * len(steps.token)))
         for begin in range(0, n, at_once):
-            some = calls.some(slice(begin, begin + at_once))
-            lattice = _Lattice(some, spacing)
-            paid[begin : begin + at_once] = lattice.least(steps, lattice.preemptions(steps))
+            rows = slice(begin, begin + at_once)
+            lattice = _Lattice(calls, spacing, rows)
+            paid[rows] = lattice.least(steps, lattice.preemptions(steps))
         least: Floats = np.maximum(paid - bends, 0.0)
         return least
 
@@ -116,27 +126,28 @@ class _Lattice:
     group of a call of ``d`` tokens ends with it. At offset number q group j lies in cell ``(j + q) // 2``.
     """
 
-    def __init__(self, calls: HostedCalls, spacing: int) -> None:
-        self._calls, self._spacing = calls, spacing
-        last = np.maximum(np.ceil(calls.decodes / spacing) - 1, 0)
-        rest = calls.decodes - last * spacing
+    def __init__(self, calls: HostedCalls, spacing: int, rows: slice = ALL) -> None:
+        self._calls, self._spacing, self._rows = calls, spacing, rows
+        decodes = calls.decodes[rows]
+        last = np.maximum(np.ceil(decodes / spacing) - 1, 0)
+        rest = decodes - last * spacing
         number = np.arange(2 * int(last.max()) + 2)
         starts = number // 2 * spacing + np.where(number % 2, rest[:, None], 0.0)
         ends = number // 2 * spacing + np.where(number % 2, float(spacing), rest[:, None])
-        begin, end = (np.minimum(at, calls.decodes[:, None]) for at in (starts, ends))
+        begin, end = (np.minimum(at, decodes[:, None]) for at in (starts, ends))
         self._begin = begin
         self._tokens = end - begin
-        self._blocks = calls.blocks_between(begin, end)
+        self._blocks = calls.blocks_between(begin, end, rows)
 
     def preemptions(self, prices: StepPrices) -> Floats:
         """Steps that a preemption within each group costs at least, less what the lattice may miss there."""
         calls, spacing, size = self._calls, self._spacing, self._calls.engine.block_size
-        largest = calls.prompt_tokens[:, None] + self._begin + spacing + 2 * size
+        largest = calls.prompt_tokens[self._rows, None] + self._begin + spacing + 2 * size
         rise, rise_w = (_largest(np.abs(np.diff(p))) for p in (prices.token, prices.sequence))
         missed = float(prices.token.max()) * largest + float(prices.sequence.max())
         missed += spacing / 2 * (rise * largest + rise_w)
         missed += float(prices.token.max()) * spacing * (spacing + size) / 4
-        found: Floats = calls.recomputing(self._begin + 1.0) - missed
+        found: Floats = calls.recomputing(self._begin + 1.0, self._rows) - missed
         return found
 
     def least(self, prices: StepPrices, preemptions: Floats) -> Floats:
@@ -199,9 +210,9 @@ def _largest(steps: Floats) -> float:
 def fitted_prices(calls: HostedCalls, weights: Floats, least_steps: float) -> StepPrices | None:
     """Prices under which these calls, each so many times, demand the most of a host that runs so many steps.
 
-    None where nothing can be priced: no calls, steps that take no time, or recomputing that is cheaper.
+    None where nothing can be priced, for want of calls or of steps that are dearer than recomputing.
     """
-    if not len(weights) or not calls.step[0] or (calls.recomputing(np.ones(1)) < 0).any():
+    if not len(weights) or not calls.can_be_priced:
         return None
     return _Program(calls, weights, least_steps).prices()
 
