@@ -56,13 +56,16 @@ GRAIN = 0.01
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 32
 
+MOST_LED = 300
+"""Classes times workers with which the model is solved in seconds; with twice as many it takes minutes."""
+
 GAP = 1e-4
 NODE_LIMIT = 6_000
 TIME_LIMIT_S = 900.0
 """A guard: the result of a search that it ends is not deterministic."""
 
 ROUNDS = 4
-"""Times that prices are added."""
+"""Times that prices are added, as long as they raise the bound."""
 
 SAMPLES = 3
 """Calls that stand for a class when prices are made."""
@@ -113,8 +116,9 @@ def assignment_bound(
     best_s = known_s
     for left in range(rounds, -1, -1):
         solution = stage.model.minimise(stage.makespan, GAP, node_limit, TIME_LIMIT_S)
-        best_s = max(best_s, solution.bound * (1 - SAFETY))
-        if not left or not len(solution.values) or not stage.price(solution.values):
+        before_s, best_s = best_s, max(best_s, solution.bound * (1 - SAFETY))
+        raised = left == rounds or best_s > before_s * (1 + GAP)
+        if not left or not raised or not len(solution.values) or not stage.price(solution.values):
             break
     return best_s
 
@@ -268,7 +272,7 @@ class _Stage:
         self.makespan = model.variable()
         self._experts = experts
         self._known_s = known_s
-        self._parts = [_parts(expert, GRAIN * known_s) for expert in experts]
+        self._parts = _classes(experts, n_workers, known_s)
         self._hosts = [
             _hosts(model, expert, parts, n_workers)
             for expert, parts in zip(experts, self._parts, strict=True)
@@ -337,6 +341,15 @@ def _samples(expert: HostedCalls, parts: Sequence[slice], share: Floats) -> tupl
     columns = expert.prompt_tokens, expert.decodes
     prompt, decodes = (np.array([column[run].mean() for run, _ in groups]) for column in columns)
     return HostedCalls(prompt, decodes, expert.engine), np.array([weight for _, weight in groups])
+
+
+def _classes(experts: Sequence[HostedCalls], n_workers: int, known_s: float) -> list[list[slice]]:
+    """The classes of every expert's calls, twice as coarse where the model would be too large."""
+    for grain in (GRAIN, 2 * GRAIN):
+        found = [_parts(expert, grain * known_s) for expert in experts]
+        if n_workers * sum(map(len, found)) <= MOST_LED:
+            break
+    return found
 
 
 def _parts(expert: HostedCalls, grain_s: float) -> list[slice]:
