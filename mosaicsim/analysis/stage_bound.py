@@ -11,7 +11,7 @@ from mosaicsim.workload.calls import Workload
 def bound_of_stage(fleet: Fleet, workload: Workload, *, rounds: int = ROUNDS) -> float:
     """Seconds no schedule of all expert calls can beat that leaves started ones where they are.
 
-    The more ``rounds``, the higher, and the longer it takes.
+    The more ``rounds`` of prices, the higher, and the longer it takes.
     """
     return assignment_bound(
         workload.calls,
