@@ -319,6 +319,45 @@ def test_started_calls_go_to_an_idle_worker_where_that_pays() -> None:
     assert helped.expert_stage_s < alone.expert_stage_s
 
 
+def test_the_last_calls_of_a_session_join_another_of_their_expert() -> None:
+    """Aggregator calls wait behind the last calls of a session; these go on where their expert runs anyway."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worlds, "MEANS", (1500,))
+        patch.setattr(work_stealing, "LEAST_SAVING_STARTED_S", 2.0)
+        workload = calibrated(make_workload(15, n_experts=1))
+        options = {"start": "data_parallel", "scenes": 0, "migrate": True}
+        merging, makespan = run(workload, ("always", {}), options)
+        patch.setattr(work_stealing, "LAST_CALLS", 0)
+        staying, _ = run(workload, ("always", {}), options)
+    check(merging, makespan, workload, ("always", {}))
+    log = merging.log
+    rows = [log.sessions[int(log.session[call])] for call in merging.withdrawn]
+    joined = [call for call, row in zip(merging.withdrawn, rows, strict=True) if len(row.spec.call_ids)]
+    assert 0 < len(joined) <= 2 * 8, "two of three sessions may end early"
+    planned = {call: s.worker for s in merging.plan.sessions for call in s.call_ids.tolist()}
+    assert all(log.sessions[int(log.session[call])].spec.workers[0] != planned[call] for call in joined)
+    n = len(workload.calls)
+    assert log.start_s[n:].min() < staying.log.start_s[n:].min() - 1, "the aggregator is there sooner"
+
+
+@pytest.mark.parametrize(
+    ("calls", "left_s", "behind", "others", "joined"),
+    [
+        (8, 60.0, 100, [40, 30, 50], 1),
+        (9, 60.0, 100, [40, 30, 50], None),
+        (8, 5.0, 100, [40, 30, 50], None),
+        (8, 60.0, 30, [40, 30, 50], None),
+        (8, 60.0, 100, [], None),
+    ],
+)
+def test_calls_join_the_smallest_session_if_more_wait_than_that_slows_down(
+    calls: int, left_s: float, behind: int, others: list[int], joined: int | None
+) -> None:
+    policy = create("work_stealing", {})
+    assert isinstance(policy, Steering)
+    assert policy.merge(calls, left_s, behind, others) == joined
+
+
 class Clinging(SimulatedExecutor):
     """Gives no started call back, as an engine does not whose calls stop at some text."""
 

@@ -344,6 +344,8 @@ class SteeredRun:
         for worker in self._lanes.in_turn(now):
             if self._is_idle(worker):
                 self._relieve(worker, now)
+        if self._course.migrate:
+            self._merge(now)
         self._prefetch()
 
     def _prefetch(self) -> None:
@@ -447,8 +449,7 @@ class SteeredRun:
         loads, jobs = [], []
         busy = any(job.expert != AGGREGATING for job in self._lanes.planned[worker])
         own_s = self._lanes.backlog_s(worker, now)
-        asked, phase = {number for number, _ in self._awaits.values()}, self._lanes.phase()
-        asked |= {job.coming[0] for job in self._lanes.running.values() if job.coming is not None}
+        asked, phase = self._asked(), self._lanes.phase()
         for other in sorted(self._lanes.alive - {worker}):
             end_s = self._lanes.backlog_s(other, now)
             for job in self._lanes.of(other):
@@ -502,6 +503,41 @@ class SteeredRun:
         if not self._course.migrate or job.stays:
             return 0
         return self._scheduler.may_go(len(job.calls), waited_for=bool(self._lanes.planned[job.workers[0]]))
+
+    def _merge(self, now: float) -> None:
+        """Let the last calls of a session that others wait behind join another session of its expert."""
+        phase, asked = self._lanes.phase(), self._asked()
+        settled = [
+            job
+            for job in self._lanes.running.values()
+            if job.ready and job.calls and not job.kept and not job.stopping and job.expert != AGGREGATING
+            if job.coming is None and job.number not in asked
+        ]
+        for job in settled:
+            behind = sum(len(j.calls) for j in self._lanes.planned[job.workers[0]] if j.phase <= phase)
+            if not behind or job.stays or job.number is None or job.coming or job.number in asked:
+                continue
+            others = [
+                other
+                for other in settled
+                if other is not job and other.expert == job.expert
+                if other.coming is None and other.number not in asked
+                if len(other.calls) + len(job.calls)
+                <= self._forecast.cost(other.expert, other.workers).sequences
+            ]
+            left_s = self._lanes.left_s(job, now)
+            left_s += self._forecast.longer_s(job, left_s)
+            sizes = [len(other.calls) for other in others]
+            choice = self._scheduler.merge(len(job.calls), left_s, behind, sizes)
+            if choice is not None:
+                others[choice].coming = job.number, len(job.calls)
+                asked.add(job.number)
+                self._executor.withdraw_calls(job.number, np.array(list(job.calls), np.int64), started=True)
+
+    def _asked(self) -> set[int]:
+        """Numbers of the sessions that calls were asked of and have not come yet."""
+        coming = (job.coming[0] for job in self._lanes.running.values() if job.coming is not None)
+        return {number for number, _ in self._awaits.values()} | set(coming)
 
     def _fetch(self, job: Job) -> None:
         """Ask for the started calls that a session that is ready now was started for."""

@@ -206,7 +206,7 @@ class Course:
     ``reserved`` workers take over no calls of others while aggregator calls may still come. With
     ``exchange``, a session with a sequence free takes the next call of another session of its expert. With
     ``prefetch``, the model a busy worker runs next is read into the host's memory. With ``migrate``, idle
-    workers may take over calls that have started.
+    workers may take over calls that have started, and a session's last ones join another of its expert.
     """
 
     held: Ints
@@ -306,6 +306,14 @@ class Steering(Scheduler, Protocol):
 
     def may_go(self, calls: int, *, waited_for: bool) -> int:
         """How many of a session's started calls may move, others being planned there behind it or not."""
+        ...
+
+    def merge(self, calls: int, left_s: float, behind: int, others: Sequence[int]) -> int | None:
+        """Which other session of their expert the started ``calls`` of one should join; None: they stay.
+
+        They are predicted to hold their worker for ``left_s`` more, while ``behind`` calls wait for it;
+        ``others`` has the calls left in each other session.
+        """
         ...
 
     def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:

@@ -267,6 +267,13 @@ class WorkStealing:
         """Half, or the last few if others wait for these."""
         return calls if calls <= STRAGGLERS and waited_for else calls // 2
 
+    def merge(self, calls: int, left_s: float, behind: int, others: Sequence[int]) -> int | None:
+        """The last few join the smallest session, if more calls wait behind them than that slows down."""
+        if not others or calls > LAST_CALLS or left_s < LEAST_SAVING_STARTED_S:
+            return None
+        smallest = min(range(len(others)), key=others.__getitem__)
+        return smallest if behind > others[smallest] else None
+
     def relieve(self, loads: Sequence[Load]) -> tuple[int, int] | None:
         """Where it saves most, as many calls as make both workers done at once.
 
@@ -301,6 +308,9 @@ LEAST_SAVING_S = 1.0
 
 STRAGGLERS = 16
 """So many started calls of a session are taken over all at once, if its worker can do something else then."""
+
+LAST_CALLS = 8
+"""So many started calls join another session of their expert, so that their worker can go on."""
 
 LEAST_SAVING_STARTED_S = 20.0
 """What a takeover of started calls must save: that they are computed anew is not priced."""
