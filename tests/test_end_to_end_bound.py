@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -25,18 +25,27 @@ from mosaicsim.analysis.end_to_end_bound import (
 )
 from mosaicsim.analysis.study import simulate
 from mosaicsim.executors.fleet import Fleet
+from mosaicsim.executors.session import EngineSpec
 from mosaicsim.policies import PolicyKind
 from mosaicsim.scenario import load_scenario
+from mosaicsim.schedulers import work_stealing
 from mosaicsim.workload.calls import AggregatorCalls, Ints, Workload
 
 
 def bound(
-    workload: Workload, gate: tuple[str, dict[str, Any]], *, slots: int = 1, tp: int = 1, seats: int = 16
+    workload: Workload,
+    gate: tuple[str, dict[str, Any]],
+    *,
+    slots: int = 1,
+    tp: int = 1,
+    seats: int = 16,
+    spec: EngineSpec = SPEC,
 ) -> EndToEndBound:
     """Of the world that ``test_steered.run`` makes: three workers alike."""
-    engine = limits_of(replace(SPEC, config=replace(CONFIG, max_num_seqs=seats)))
+    engine = limits_of(replace(spec, config=replace(spec.config, max_num_seqs=seats)))
     groups = [(0,), (1,), (2,)] if tp == 1 else [(0, 1, 2)]
-    engines = Engines([[engine] * 3] * len(workload.experts), [(g, engine) for g in groups], slots, True)
+    caching = spec.config.prefix_caching
+    engines = Engines([[engine] * 3] * len(workload.experts), [(g, engine) for g in groups], slots, caching)
     return end_to_end_lower_bound(workload, create_gate(*gate), engines)
 
 
@@ -57,7 +66,7 @@ def answered(answers: list[int], output: list[int], aggregation: int) -> Workloa
 @given(
     st.sampled_from(["round_robin", "greedy", "data_parallel"]),
     st.sampled_from(GATES),
-    st.fixed_dictionaries({"cascade": st.booleans(), "overlap": st.booleans(), "steal": st.booleans()}),
+    st.fixed_dictionaries({name: st.booleans() for name in ("cascade", "overlap", "steal")}),
     st.integers(1, 2),
     st.sampled_from([1, 3]),
     st.sampled_from([2, 16]),
@@ -80,6 +89,33 @@ def test_no_run_beats_it(
     given = {"start": start, "scenes": 0, **options}
     _, makespan = steer(workload, gate, given, slots=slots, tp=tp, seats=seats)
     assert bound(workload, gate, slots=slots, tp=tp, seats=seats).seconds <= makespan * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["round_robin", "data_parallel"]),
+    st.sampled_from(GATES),
+    st.sampled_from(["v0", "v1"]),
+    st.integers(1, 14),
+    st.integers(1, 3),
+    st.integers(0, 1000),
+)
+def test_no_run_that_moves_started_calls_beats_it(
+    start: str,
+    gate: tuple[str, dict[str, Any]],
+    policy: Literal["v0", "v1"],
+    questions: int,
+    n_experts: int,
+    seed: int,
+) -> None:
+    """Without caches that keep blocks."""
+    workload = calibrated(make_workload(questions, n_experts=n_experts, seed=seed, answers=2))
+    given = {"start": start, "scenes": 0, "migrate": True}
+    spec = replace(SPEC, config=replace(CONFIG, policy=policy, prefix_caching=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work_stealing, "LEAST_SAVING_STARTED_S", 0.1)
+        _, makespan = steer(workload, gate, given, spec=spec)
+    assert bound(workload, gate, spec=spec).seconds <= makespan * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("gate", ["always", "{plurality: {tau: 2/3, cancel_pending: true}}"])
