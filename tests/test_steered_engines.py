@@ -87,3 +87,30 @@ def test_started_calls_move_between_engines(tmp_path: Path, monkeypatch: pytest.
     moved = np.flatnonzero(log.start_s < began)
     assert len(moved) > 0
     assert set(moved.tolist()) <= set(steered.withdrawn)
+
+
+def test_the_last_calls_of_an_engine_join_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker has one long call. Where aggregator calls wait behind it, it goes on beside another."""
+    monkeypatch.setattr(work_stealing, "LEAST_SAVING_S", 1e9)
+    monkeypatch.setattr(work_stealing.WorkStealing, "may_go", lambda *_, **__: 0)  # no idle worker takes any
+    monkeypatch.setattr(work_stealing, "LEAST_SAVING_STARTED_S", 0.0)
+    monkeypatch.setattr(worlds, "SPEC", replace(worlds.SPEC, load_s=0.0, disk_s=0.0))
+    workload, models = (
+        calibrated(worlds.make_workload(6, n_experts=1)),
+        build_tiny_models(tmp_path / "models"),
+    )
+    lengths = np.where(workload.calls.question == 5, 3900, 20).tolist() + [5] * workload.n_questions
+    recorder = KeepAll(lengths)
+    with crew_of(tmp_path / "workers") as crew:
+        executor = VllmExecutor(crew, 3, lambda expert, workers: arguments(models, "a"), recorder)
+        options = {"start": "data_parallel", "scenes": 0, "migrate": True}
+        steered, _ = run(workload, ("always", {}), options, executor=executor)
+    log = steered.log
+    assert (log.status == FINISHED).all()
+    np.testing.assert_array_equal(log.output_tokens, lengths)
+    assert sorted(r.call_id for r in recorder.results) == list(range(log.n_calls)), "each call ended once"
+    planned = {call: s.worker for s in steered.plan.sessions for call in s.call_ids.tolist()}
+    joined = [c for c in steered.withdrawn if len(log.sessions[int(log.session[c])].spec.call_ids)]
+    assert joined == steered.withdrawn
+    assert len(joined) > 0
+    assert all(log.sessions[int(log.session[c])].spec.workers[0] != planned[c] for c in joined)
