@@ -56,7 +56,9 @@ class WorkStealingOptions(SchedulerOptions):
     )
     overlap: bool = Field(True, description="aggregator calls start as their question is ready; no barrier")
     migrate: bool = Field(
-        False, description="idle workers take over started calls too, which compute anew what they had"
+        False,
+        description="started calls move too, and compute anew what they had: to idle workers, and a "
+        "session's last ones to another session of their expert",
     )
     prefetch: bool = Field(
         True, description="the model a busy worker runs next is read into the host's memory"
