@@ -2,13 +2,12 @@
 
 It holds for every run that leaves started calls on their worker, also one that knows all lengths and answers,
 orders, holds back, cancels and overlaps as it likes and has weights read and the aggregator loaded ahead, as
-long as each question ends with the gate's word; and, where experts' workers are alike and no cache keeps
-blocks, for one that moves calls between engines of equal size: a call that moves gets a token out of a
-prefill, as a preempted one does, which the charges allow for. What a gate says with calls pending is what it
-would say however they end, so a question that it accepts finishes a *deciding set* of its calls: one on which
-the gate accepts with the others pending (all of them, for a gate that does not cancel). A question that asks
-finishes all its calls and then, since it reads them, the aggregator's. Two parts relax this; their maximum is
-a bound.
+long as each question ends with the gate's word; and, where workers are alike and no cache keeps blocks, for
+one that moves calls between engines of equal size: a call that moves gets a token out of a prefill, as a
+preempted one does, which the charges allow for. What a gate says with calls pending is what it would say
+however they end, so a question that it accepts finishes a *deciding set* of its calls: one on which the gate
+accepts with the others pending (all of them, for a gate that does not cancel). A question that asks finishes
+all its calls and then, since it reads them, the aggregator's. Two parts relax this; their maximum is a bound.
 
 * **work**: N workers up to T have N T seconds. Every token of a finished call costs at least what
   :func:`~mosaicsim.schedulers.bounds.call_work_s` charges, whatever runs beside it, tokens of calls cancelled

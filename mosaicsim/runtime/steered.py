@@ -514,7 +514,9 @@ class SteeredRun:
             if job.coming is None and job.number not in asked
         ]
         for job in settled:
-            behind = sum(len(j.calls) for j in self._lanes.planned[job.workers[0]] if j.phase <= phase)
+            planned = self._lanes.planned[job.workers[0]]
+            # a group's session would still wait for its other workers
+            behind = sum(len(j.calls) for j in planned if j.phase <= phase and len(j.workers) == 1)
             if not behind or job.stays or job.number is None or job.coming or job.number in asked:
                 continue
             others = [

@@ -270,7 +270,7 @@ class WorkStealing:
         return calls if calls <= STRAGGLERS and waited_for else calls // 2
 
     def merge(self, calls: int, left_s: float, behind: int, others: Sequence[int]) -> int | None:
-        """The last few join the smallest session, if more calls wait behind them than that slows down."""
+        """The last few join the smallest session, if more calls wait behind them than run there."""
         if not others or calls > LAST_CALLS or left_s < LEAST_SAVING_STARTED_S:
             return None
         smallest = min(range(len(others)), key=others.__getitem__)
