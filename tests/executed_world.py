@@ -83,8 +83,8 @@ class Slowed(Fleet):
         self._slowed: dict[int, EngineSpec] = {}
         super().__init__(scenario, dict.fromkeys((*EXPERTS, "aggregator"), RESOLVED))
 
-    def engine_of(self, name: str, workers: tuple[int, ...]) -> EngineSpec:
-        spec = super().engine_of(name, workers)
+    def engine_of(self, name: str, workers: tuple[int, ...], slots: int = 1) -> EngineSpec:
+        spec = super().engine_of(name, workers, slots)
         if id(spec) not in self._slowed:
             self._slowed[id(spec)] = replace(
                 spec,

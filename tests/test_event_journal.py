@@ -110,7 +110,7 @@ def orchestrated(workload: Workload, scheduler: str, gate: Any, log: RunLog) -> 
 
 def world(workload: Workload, failures: dict[int, list[Failure]]) -> SimulatedExecutor:
     return SimulatedExecutor(
-        SimulatedCluster(lambda name, workers: SPEC, hosts=(0, 0, 0), failures=failures),
+        SimulatedCluster(lambda name, workers, slots: SPEC, hosts=(0, 0, 0), failures=failures),
         np.concatenate([workload.outcomes.output_tokens, workload.aggregator.output_tokens]),
         np.concatenate([workload.outcomes.answer, np.full(workload.n_questions, NO_ANSWER)]),
         np.linspace(0.2, 0.9, len(workload.calls) + workload.n_questions),

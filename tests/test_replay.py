@@ -27,7 +27,7 @@ def replay(
     log: RunLog, workload: Workload, at_once: int | None = None, n_workers: int = 3
 ) -> tuple[RunLog, float]:
     handler = Replay(log, workload, at_once)
-    cluster = SimulatedCluster(lambda name, workers: SPEC, (0,) * n_workers)
+    cluster = SimulatedCluster(lambda name, workers, slots: SPEC, (0,) * n_workers)
     makespan = SimulatedExecutor(cluster, replayed_tokens(log)).run(handler)
     return handler.log, makespan
 

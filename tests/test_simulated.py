@@ -28,7 +28,7 @@ SPEC = EngineSpec(CONFIG, LATENCY.compile(2, 512, HostOverhead()), load_s=10.0, 
 
 
 def cluster(**changes: object) -> SimulatedCluster:
-    return replace(SimulatedCluster(lambda expert, workers: SPEC, hosts=(0, 0)), **changes)  # type: ignore[arg-type]
+    return replace(SimulatedCluster(lambda expert, workers, slots: SPEC, hosts=(0, 0)), **changes)  # type: ignore[arg-type]
 
 
 class TestConformance(Conformance):
@@ -203,7 +203,7 @@ def test_a_model_that_is_still_there_is_not_loaded_again() -> None:
 
 def test_an_engine_in_the_way_is_closed_first() -> None:
     slow = replace(SPEC, unload_s=3.0)
-    usage = chain("aab", engine_of=lambda expert, workers: slow)
+    usage = chain("aab", engine_of=lambda expert, workers, slots: slow)
     assert [u.ready_s - u.load_start_s for u in usage] == pytest.approx([10.0, 0.0, 13.0])
 
 
@@ -236,6 +236,30 @@ def test_two_experts_on_one_gpu_share_its_time() -> None:
     assert [u.end_s - u.ready_s for u in usages(together)] == pytest.approx([2 * seconds] * 2)
     calls = together.calls()
     assert calls[0]["finish"] == pytest.approx(10.0 + 2 * seconds)
+
+
+def test_one_expert_s_host_time_is_another_s_gpu_time() -> None:
+    """Each decodes at 1 / (1 + u u), u the GPU's part of an iteration; both prefill at half speed."""
+    host = HostOverhead(base_s=0.01)
+    spec = replace(SPEC, tables=LATENCY.compile(2, 512, host), host=host)
+    specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
+    script = Script(specs, sessions_ended(0, 1))
+    busy = cluster(slots=2, engine_of=lambda expert, workers, slots: spec)
+    SimulatedExecutor(busy, np.array([400, 400])).run(script)
+    prefill_s = 0.018 + 5e-5 * 20
+    decode_s = sum(0.0201 + 1e-7 * (20 + g) for g in range(1, 400))
+    part = 1 - 0.01 / (decode_s / 399)
+    took = [u.end_s - u.ready_s for u in usages(script)]
+    assert took == pytest.approx([2 * prefill_s + (1 + part**2) * decode_s] * 2, rel=2e-3)
+
+
+def test_an_engine_that_waits_for_calls_takes_nothing_of_the_gpu() -> None:
+    alone = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
+    SimulatedExecutor(cluster(), np.array([100])).run(alone)
+    waiting = replace(session(1, (0,), "b", range(0)), open=True)
+    beside = Script([session(0, (0,), "a", range(1)), waiting], sessions_ended(0))
+    SimulatedExecutor(cluster(slots=2), np.array([100]), reactive=True).run(beside)
+    assert usages(beside)[0].end_s == pytest.approx(usages(alone)[0].end_s)
 
 
 def test_the_rest_runs_at_full_speed_once_alone() -> None:

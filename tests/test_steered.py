@@ -134,7 +134,7 @@ def run(
     problem_of = problem_maker(workload, policy)
 
     def cluster() -> SimulatedCluster:
-        return SimulatedCluster(lambda name, group: spec, hosts=(0, 0, 0), slots=slots)
+        return SimulatedCluster(lambda name, group, parts: spec, hosts=(0, 0, 0), slots=slots)
 
     problem: Problem = replace(
         problem_of(np.arange(len(workload.calls)), workers),

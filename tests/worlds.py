@@ -138,7 +138,7 @@ def run(
     known = workload.outcomes.confidence
     executor = SimulatedExecutor(
         SimulatedCluster(
-            lambda name, workers: SPEC,
+            lambda name, workers, slots: SPEC,
             hosts=(0,) * n_workers,
             slots=slots,
             keep_asleep=keep_asleep,

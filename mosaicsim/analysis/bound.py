@@ -29,9 +29,12 @@ def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools, *, calls_sta
 
 
 def expert_engines(fleet: Fleet, workload: Workload) -> list[list[EngineLimits]]:
-    """What bounds each expert's engine on each worker."""
-    workers = fleet.pool.workers
-    return [[limits_of(fleet.engine_of(name, (w.index,))) for w in workers] for name in workload.experts]
+    """What bounds each expert's engine on each worker; it may have all the worker's memory."""
+    workers, shared = fleet.pool.workers, fleet.pool.slots > 1
+    return [
+        [limits_of(fleet.engine_of(name, (w.index,)), shared=shared) for w in workers]
+        for name in workload.experts
+    ]
 
 
 def shares_prefixes(fleet: Fleet, workload: Workload) -> bool:
@@ -40,10 +43,13 @@ def shares_prefixes(fleet: Fleet, workload: Workload) -> bool:
     return any(fleet.engine_of(name, (worker,)).config.prefix_caching for name in workload.experts)
 
 
-def limits_of(spec: EngineSpec) -> EngineLimits:
-    """What bounds an engine, from what it is."""
+def limits_of(spec: EngineSpec, *, shared: bool = False) -> EngineLimits:
+    """What bounds an engine, from what it is.
+
+    Of one that may have others beside it on its worker only the GPU's time counts: their hosts' may overlap.
+    """
     return EngineLimits(
-        tables=spec.tables,
+        tables=spec.gpu_tables() if shared else spec.tables,
         load_s=spec.load_s,
         disk_s=spec.disk_s,
         kv_capacity_tokens=spec.config.num_gpu_blocks * spec.config.block_size,

@@ -30,7 +30,7 @@ from itertools import combinations
 import numpy as np
 
 from mosaicsim.aggregation.base import Gate, Verdict
-from mosaicsim.analysis.bound import limits_of
+from mosaicsim.analysis.bound import expert_engines, limits_of, shares_prefixes
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.runtime.orchestrator import AGGREGATOR
 from mosaicsim.schedulers.bounds import EngineLimits, ExpertCalls, call_work_s, longest_call_s
@@ -69,17 +69,16 @@ class EndToEndBound:
 
 def bound_of_whole_run(fleet: Fleet, workload: Workload, gate: Gate) -> EndToEndBound:
     """Bound any run of the workload on the fleet that ends with this gate's answers."""
-    workers = fleet.pool.workers
-    specs = [[fleet.engine_of(name, (w.index,)) for w in workers] for name in workload.experts]
-    place = {w.index: i for i, w in enumerate(workers)}
+    slots = fleet.pool.slots
+    place = {w.index: i for i, w in enumerate(fleet.pool.workers)}
     aggregators = [
-        (tuple(place[w] for w in group), limits_of(fleet.engine_of(AGGREGATOR, group)))
+        (tuple(place[w] for w in group), limits_of(fleet.engine_of(AGGREGATOR, group), shared=slots > 1))
         for _, groups in fleet.aggregator_groups()
         for group in groups
     ]
-    experts = [[limits_of(spec) for spec in row] for row in specs]
-    caching = specs[0][0].config.prefix_caching
-    return end_to_end_lower_bound(workload, gate, Engines(experts, aggregators, fleet.pool.slots, caching))
+    experts = expert_engines(fleet, workload)
+    caching = shares_prefixes(fleet, workload)
+    return end_to_end_lower_bound(workload, gate, Engines(experts, aggregators, slots, caching))
 
 
 def end_to_end_lower_bound(workload: Workload, gate: Gate, engines: Engines) -> EndToEndBound:

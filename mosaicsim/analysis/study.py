@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -44,6 +44,7 @@ from mosaicsim.schedulers.base import (
     Problem,
     Scheduler,
     SessionCost,
+    Sharing,
     Steering,
     WorkerView,
     check_plan,
@@ -166,6 +167,8 @@ class Replicate:
         self._bounds: dict[tuple[bytes, bool], float] = {}
         self._planned: dict[tuple[str, str], tuple[Scheduler, Plan]] = {}
         self._gates: dict[str, Gate] = {}
+        self._profiled: dict[int, Costs] = {}
+        self._aggregators: dict[int, tuple[Instances, ...]] = {}
 
     def run(self, scheduler: Policy, gate: Policy) -> Run:
         """One scheduler under one gate."""
@@ -223,7 +226,7 @@ class Replicate:
             self._problem_for(policy)(calls, self._fleet.pool.workers), rehearsal=self._rehearsal
         )
         if gate is not None and isinstance(policy, Steering):
-            problem = replace(problem, gate=self.gate(gate), instances=self._instances)
+            problem = replace(problem, gate=self.gate(gate), instances=self._instances(1))
         plan = policy.plan(problem)
         check_plan(plan, problem, policy.name)
         return plan
@@ -243,27 +246,30 @@ class Replicate:
             lambda scene: self._streams(f"rehearsal.{scene}"),
         )
 
-    @cached_property
-    def _instances(self) -> tuple[Instances, ...]:
+    def _instances(self, slots: int) -> tuple[Instances, ...]:
         """The ways to run the aggregator, with a sweep over its calibration calls for each kind of device."""
+        if slots not in self._aggregators:
+            self._aggregators[slots] = tuple(self._sweep_aggregator(slots))
+        return self._aggregators[slots]
+
+    def _sweep_aggregator(self, slots: int) -> Iterator[Instances]:
         calibration, most = self.workload.calibration, self.workload.n_questions
-        costs: dict[tuple[str, int], SessionCost] = {}
-        found = []
         for tp, groups in self._fleet.aggregator_groups():
-            for group in groups:
-                device = self._fleet.cluster.workers[group[0]].device
-                if (device, tp) not in costs:
-                    costs[device, tp] = profile_sessions(
-                        self._fleet.engine_of(AGGREGATOR, group),
+            sharing = slots if tp == 1 else 1
+            costs: dict[str, SessionCost] = {}
+            devices = [self._fleet.cluster.workers[group[0]].device for group in groups]
+            for group, device in zip(groups, devices, strict=True):
+                if device not in costs:
+                    costs[device] = profile_sessions(
+                        self._fleet.engine_of(AGGREGATOR, group, sharing),
                         calibration.aggregator_output_tokens,
                         calibration.aggregator_prompt_tokens,
                         most,
                         self._fleet.profile_of(AGGREGATOR, device, tp).reasoning,
                         self._streams(f"profiling.{AGGREGATOR}.{tp}.{device}"),
+                        slots=sharing,
                     )
-            devices = (self._fleet.cluster.workers[group[0]].device for group in groups)
-            found.append(Instances(tp, groups, tuple(costs[device, tp] for device in devices)))
-        return tuple(found)
+            yield Instances(tp, groups, tuple(costs[device] for device in devices))
 
     def gate(self, gate: Policy) -> Gate:
         """The gate, fitted to the calibration questions if it is such a one; once, whatever the scheduler."""
@@ -282,16 +288,19 @@ class Replicate:
         """
         other = Replicate(self._fleet, workload, self._streams, self._replicate, engines)
         other._gates = self._gates
-        other.__dict__["_profiled"] = self._profiled
+        other._profiled = self._profiled
         return other
 
-    @cached_property
-    def _profiled(self) -> Costs:
+    def _costs(self, slots: int) -> Costs:
         """The profiling sweep of each expert on each kind of device, over its calibration calls."""
-        calibration = self.workload.calibration
-        return self._sweep(
-            lambda m: (calibration.output_tokens[m], calibration.prompt_tokens[m]), longest_first=False
-        )
+        if slots not in self._profiled:
+            calibration = self.workload.calibration
+            self._profiled[slots] = self._sweep(
+                lambda m: (calibration.output_tokens[m], calibration.prompt_tokens[m]),
+                slots,
+                longest_first=False,
+            )
+        return self._profiled[slots]
 
     @cached_property
     def _true(self) -> Costs:
@@ -301,23 +310,26 @@ class Replicate:
         def own_calls(m: int) -> tuple[Ints, Ints]:
             return lengths[calls.expert == m], calls.prompt_tokens[calls.expert == m]
 
-        return self._sweep(own_calls, longest_first=True)
+        return self._sweep(own_calls, self._fleet.pool.slots, longest_first=True)
 
-    def _sweep(self, calls_of: Callable[[int], tuple[Ints, Ints]], *, longest_first: bool) -> Costs:
+    def _sweep(
+        self, calls_of: Callable[[int], tuple[Ints, Ints]], slots: int, *, longest_first: bool
+    ) -> Costs:
         costs = {}
         most = self.workload.calls.counts(len(self.workload.experts))
         for m, name in enumerate(self.workload.experts):
             for device in self._fleet.cluster.devices:
                 worker = next(w.index for w in self._fleet.pool.workers if w.device == device)
-                known = self._profiled.get((m, device)) if longest_first and not most[m] else None
+                known = self._costs(slots).get((m, device)) if longest_first and not most[m] else None
                 try:
                     costs[m, device] = known or profile_sessions(
-                        self._fleet.engine_of(name, (worker,)),
+                        self._fleet.engine_of(name, (worker,), slots),
                         *calls_of(m),
                         int(most[m]),
                         self._fleet.profile_of(name, device).reasoning,
                         self._streams(f"profiling.{name}.{device}"),
                         longest_first=longest_first,
+                        slots=slots,
                     )
                 except InfeasibleError as error:
                     raise InfeasibleError(f"experts.{name} on {device}: {error}") from None
@@ -328,12 +340,19 @@ class Replicate:
         workload = self.workload
 
         def problem_of(call_ids: Ints, workers: tuple[WorkerView, ...]) -> Problem:
-            known = self._true if scheduler.sees_lengths else self._profiled
-            costs = tuple(tuple(known[m, w.device] for w in workers) for m in range(len(workload.experts)))
+            def on_these(known: Costs) -> tuple[tuple[SessionCost, ...], ...]:
+                experts = range(len(workload.experts))
+                return tuple(tuple(known[m, w.device] for w in workers) for m in experts)
+
+            slots = self._fleet.pool.slots
+            costs = on_these(self._true if scheduler.sees_lengths else self._costs(slots))
             shown = (workload.experts, workload.calls, call_ids, workers, costs, workload.calibration)
             if scheduler.sees_lengths:
                 return OracleProblem(*shown, output_tokens=workload.outcomes.output_tokens)
-            return Problem(*shown)
+            if slots == 1 or not isinstance(scheduler, Steering):
+                return Problem(*shown)
+            ways = tuple(Sharing(n, on_these(self._costs(n)), self._instances(n)) for n in (1, slots))
+            return Problem(*shown, sharings=ways)
 
         return problem_of
 

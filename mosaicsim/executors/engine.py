@@ -80,7 +80,8 @@ class Engine:
     Calls are known by their row. ``start``, ``first_token`` and ``finish`` hold engine seconds (-1.0 until
     they happen), ``preempted`` how often a call lost its KV, ``cancelled`` which calls were cancelled before
     they finished, ``withdrawn`` which were taken back. ``generated`` is up to date for
-    calls that are neither running nor finished: see :meth:`tokens_generated`.
+    calls that are neither running nor finished: see :meth:`tokens_generated`. From ``clock`` on, ``batch``
+    sequences decode over ``context`` tokens; an ``idle`` engine has nothing to do.
     """
 
     def __init__(self, config: EngineConfig, tables: StepTables, *, reactive: bool = False) -> None:
@@ -98,6 +99,8 @@ class Engine:
         self.withdrawn: set[int] = set()
         self.finished: list[int] = []
         self.clock = 0.0
+        self.batch = self.context = 0
+        self.idle = True
         self._tables = tables
         self._reactive = reactive
         self._group: list[int] = []
@@ -301,7 +304,7 @@ class Engine:
                 if finish[row] < 0:
                     (waiting.appendleft if row in ahead else waiting.append)(row)
             if not B and not waiting and partial < 0:
-                self.clock = t
+                self.clock, self.batch, self.context, self.idle = t, 0, 0, True
                 while not cancels and (not arrivals or arrivals[0][0] > horizon):
                     now = horizon
                     horizon = yield arrivals[0][0] if arrivals else inf
@@ -392,7 +395,7 @@ class Engine:
                 else:
                     dt = share + mix_base[0]
                 while t + dt > horizon:
-                    self.clock = t
+                    self.clock, self.batch, self.context, self.idle = t, B, C, False
                     horizon = yield t + dt
                 t += dt
                 stats.prefill_s += share
@@ -423,7 +426,8 @@ class Engine:
                         dt = n * (base + dec_ctx * (C + B * (n - 1) / 2))
                     if t + dt <= horizon:
                         break
-                    self.clock, moment = t, horizon
+                    self.clock, self.batch, self.context, self.idle = t, B, C, False
+                    moment = horizon
                     horizon = yield t + dt
                     if not cancels:
                         moment = inf
@@ -480,5 +484,5 @@ class Engine:
                 B += 1
                 C += ctx
             if finished:
-                self.clock = t
+                self.clock, self.batch, self.context, self.idle = t, B, C, False
                 horizon = yield t

@@ -43,7 +43,7 @@ class Fleet:
         self._resolved = resolved or {}
         self._catalog: Catalog = load_catalog(files=[Path(p) for p in scenario.profiles])
         self.cluster = _cluster(scenario, self._catalog)
-        self._engines: dict[tuple[str, str, int], EngineSpec] = {}
+        self._engines: dict[tuple[str, str, int, int], EngineSpec] = {}
         largest = max(map(len, self.cluster.islands))
         for where, tp in self._aggregator_sizes():
             if tp > largest:
@@ -56,10 +56,9 @@ class Fleet:
                 f"cluster.workers_at_once: {scenario.cluster.workers_at_once}, but an aggregator instance "
                 f"needs {scenario.aggregator.tp} workers (aggregator.tp)"
             )
-        self._slots = scenario.cluster.experts_per_worker
         self.pool = Pool(
             tuple(WorkerView(i, w.name, w.device) for i, w in enumerate(self.cluster.workers)),
-            self._slots,
+            scenario.cluster.experts_per_worker,
             scenario.aggregator.tp,
             self.cluster.islands,
             tuple(self._aggregator_speed(island) for island in self.cluster.islands),
@@ -83,16 +82,19 @@ class Fleet:
             failures=self._failures(streams),
         )
 
-    def engine_of(self, name: str, workers: tuple[int, ...]) -> EngineSpec:
-        """The engine of an expert (or the aggregator) on a worker or a tensor-parallel group; made once."""
+    def engine_of(self, name: str, workers: tuple[int, ...], slots: int = 1) -> EngineSpec:
+        """The engine of an expert (or the aggregator) on a worker or a tensor-parallel group; made once.
+
+        It has one of ``slots`` equal parts of the memory.
+        """
         device, tp = self.cluster.workers[workers[0]].device, len(workers)
-        key = name, device, tp
+        key = name, device, tp, slots
         if key not in self._engines:
-            self._engines[key] = self._engine(name, device, tp)
+            self._engines[key] = self._engine(name, device, tp, slots)
         return self._engines[key]
 
-    def profile_of(self, name: str, device: str, tp: int = 1) -> Profile:
-        """The profile of the model that plays ``name``."""
+    def profile_of(self, name: str, device: str, tp: int = 1, slots: int = 1) -> Profile:
+        """The profile of the model that plays ``name``, with one of ``slots`` parts of the memory."""
         section = self.section_of(name, tp)
         where = "aggregator" if name == AGGREGATOR else f"experts.{name}"
         try:
@@ -101,7 +103,7 @@ class Fleet:
                 device,
                 tp=tp,
                 gpu_memory_utilization=self._scenario.engine.gpu_memory_utilization,
-                memory_share=1 / self._slots if name != AGGREGATOR else 1.0,
+                memory_share=1 / slots,
                 load_s=section.load_s,
                 timing=section.timing,
             )
@@ -146,13 +148,15 @@ class Fleet:
             )
         return experts[name]
 
-    def _engine(self, name: str, device: str, tp: int) -> EngineSpec:
-        settings, profile = self._scenario.engine, self.profile_of(name, device, tp)
+    def _engine(self, name: str, device: str, tp: int, slots: int) -> EngineSpec:
+        settings, profile = self._scenario.engine, self.profile_of(name, device, tp, slots)
         blocks = settings.num_gpu_blocks or profile.kv_capacity_tokens // settings.block_size
         config = _as_resolved(engine_config(settings, blocks), self._resolved.get(name, {}))
         host = self._host_overhead(self.section_of(name, tp), profile)
         tables = profile.latency.compile(config.max_num_seqs, config.max_num_batched_tokens, host)
-        return EngineSpec(config, tables, profile.load_s, profile.disk_s, profile.wake_s, profile.unload_s)
+        return EngineSpec(
+            config, tables, profile.load_s, profile.disk_s, profile.wake_s, profile.unload_s, host
+        )
 
     def _host_overhead(self, section: ModelSection, profile: Profile) -> HostOverhead:
         """The scenario's for the model, or for all; else what was measured; else the engine version's."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from mosaicsim.executors.engine import Engine
 from mosaicsim.executors.session import EngineSpec
+from mosaicsim.hardware.sharing import rates
 from mosaicsim.schedulers.base import SessionCost
 from mosaicsim.workload.calls import Floats, Ints
 
@@ -32,19 +33,22 @@ def profile_sessions(
     rng: np.random.Generator,
     *,
     longest_first: bool = False,
+    slots: int = 1,
 ) -> SessionCost:
     """Sweep the session size over powers of two up to ``most_calls`` (at most LARGEST_SESSION).
 
     ``output_tokens`` and ``prompt_tokens``, shape (calibration calls,), are aligned. Sessions run in random
-    order, or ``longest_first``, as only one who knows the lengths can.
+    order, or ``longest_first``, as only one who knows the lengths can. Where ``slots`` sessions share a
+    worker, seconds are a session's part of what so many like it take together.
     """
     counts = _sizes(min(most_calls, LARGEST_SESSION))
     by_length = np.argsort(output_tokens, kind="stable")
     output, prompt = output_tokens[by_length], prompt_tokens[by_length]
     sessions = [_mean_session(spec, output, prompt, n, None if longest_first else rng) for n in counts]
-    seconds = [ended_s[-1] for ended_s in sessions]
+    part = _part(spec, output, prompt, counts[-1], slots) if slots > 1 else 1.0
+    seconds = [ended_s[-1] * part for ended_s in sessions]
     return SessionCost(
-        load_s=spec.load_s,
+        load_s=spec.load_s / slots,
         counts=np.array(counts, np.float64),
         # a larger session is never shorter; what says otherwise is the luck of the draw
         generate_s=np.maximum.accumulate(seconds),
@@ -53,7 +57,7 @@ def profile_sessions(
         reasoning=reasoning,
         sequences=spec.config.max_num_seqs,
         progress=np.array([ended_s / ended_s[-1] for ended_s in sessions]),
-        disk_s=spec.disk_s,
+        disk_s=spec.disk_s / slots,
     )
 
 
@@ -64,6 +68,23 @@ def _sizes(most_calls: int) -> list[int]:
         sizes.append(n)
         n *= 2
     return [*sizes, max(1, most_calls)]
+
+
+def _part(spec: EngineSpec, output: Ints, prompt: Ints, n: int, slots: int) -> float:
+    """Seconds of a worker, for a second of each of ``slots`` engines that share it, per engine.
+
+    What an iteration takes of the GPU is taken from the mean batch and context of a session of n calls, which
+    are by Little's law what its calls spend in it.
+    """
+    rows = (np.arange(n) * len(output) / n).astype(np.int64)
+    engine = Engine(spec.config, spec.tables)
+    engine.add(prompt[rows].tolist(), output[rows].tolist())
+    engine.advance()
+    inside = np.array(engine.finish) - np.array(engine.start)
+    whole_s = max(engine.finish)
+    batch = min(max(1, round(float(inside.sum()) / whole_s)), spec.config.max_num_seqs)
+    context = float((inside * (prompt[rows] + output[rows] / 2)).sum()) / whole_s
+    return 1 / (slots * rates([spec.gpu_part(batch, context)] * slots)[0])
 
 
 def _mean_session(

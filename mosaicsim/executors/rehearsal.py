@@ -91,7 +91,7 @@ class Rehearsal:
 
         Of the engine, not of the profiled sweep, whose sessions of one call are too few and too short.
         """
-        tables = self._cluster().engine_of(AGGREGATOR, group).tables
+        tables = self._cluster().engine_of(AGGREGATOR, group, 1).tables
         return tables.decode_s(1, self._runaways.tokens / 2)
 
     def _scene(self, number: int) -> Workload:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import simpy
 
 from mosaicsim.executors.disk import Read
 from mosaicsim.executors.engine import Engine, EngineConfig
-from mosaicsim.hardware.latency import StepTables
+from mosaicsim.hardware.latency import NO_OVERHEAD, HostOverhead, StepTables
 from mosaicsim.runtime.events import SessionSpec
 from mosaicsim.workload.calls import Floats
 
@@ -18,7 +18,8 @@ from mosaicsim.workload.calls import Floats
 class EngineSpec:
     """How one model runs on one kind of worker: the engine's settings and costs, and seconds to start it.
 
-    ``unload_s`` comes before the load where another engine has to be closed.
+    ``unload_s`` comes before the load where another engine has to be closed. ``host`` is the part of
+    ``tables`` in which the GPU has nothing to do.
     """
 
     config: EngineConfig
@@ -27,6 +28,20 @@ class EngineSpec:
     disk_s: float
     wake_s: float
     unload_s: float = 0.0
+    host: HostOverhead = NO_OVERHEAD
+
+    def gpu_part(self, batch: int, context_tokens: float) -> float:
+        """What part of a decode iteration the GPU works."""
+        return 1 - self.host.seconds(batch) / self.tables.decode_s(batch, context_tokens)
+
+    def gpu_tables(self) -> StepTables:
+        """What iterations take of the GPU's time."""
+        host = [self.host.seconds(batch) for batch in range(len(self.tables.decode_base))]
+        return replace(
+            self.tables,
+            decode_base=[whole - own for whole, own in zip(self.tables.decode_base, host, strict=True)],
+            mixed_base=[whole - own for whole, own in zip(self.tables.mixed_base, host, strict=True)],
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,17 @@ class Session:
     def set_rate(self, now: float, rate: float) -> None:
         """From ``now`` on an engine second takes ``1 / rate`` seconds."""
         self._pieces.append((self.tau(now) if self._pieces else 0.0, now, rate))
+
+    @property
+    def rate(self) -> float:
+        """Engine seconds a second."""
+        return self._pieces[-1][2]
+
+    def gpu_part(self) -> float:
+        """What part of an iteration of the engine is GPU time: all where it only prefills."""
+        if not self.engine.batch:
+            return 0.0 if self.engine.idle else 1.0
+        return self.costs.gpu_part(self.engine.batch, self.engine.context)
 
     @property
     def ready_s(self) -> float:

@@ -20,6 +20,7 @@ from mosaicsim.executors.base import Handler
 from mosaicsim.executors.disk import Disk, Read
 from mosaicsim.executors.engine import Engine
 from mosaicsim.executors.session import Begun, EngineSpec, Prefetch, Session
+from mosaicsim.hardware.sharing import rates
 from mosaicsim.runtime.events import (
     CallRecords,
     CallsFinished,
@@ -37,6 +38,9 @@ from mosaicsim.workload.calls import NO_ANSWER, Floats, Ints
 _LOST = "worker lost"
 _POKE = "something changed"
 
+LEAST_CHANGE = 0.01
+"""Relative change of an engine's speed beside others that counts: every change is an event."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -50,14 +54,15 @@ class Failure:
 class SimulatedCluster:
     """What the executor runs on.
 
-    ``engine_of(expert, workers)`` gives the engine of a model on a worker or a group, always the same object.
-    ``hosts[w]`` is worker w's host, and ``disk_streams[h]`` how many loads host h's disk feeds at full speed.
-    ``slots`` experts share a worker at a time, each with its part of the memory and an equal part of the
-    time. ``keep_asleep`` engines are woken when their expert returns to a worker, not loaded again.
-    ``failures`` maps a worker to its failures in ascending order.
+    ``engine_of(expert, workers, slots)`` gives the engine of a model on a worker or a group, with one of
+    ``slots`` parts of the memory; always the same object. ``hosts[w]`` is worker w's host, and
+    ``disk_streams[h]`` how many loads host h's disk feeds at full speed. ``slots`` experts share a worker at
+    a time, as fast as :mod:`mosaicsim.hardware.sharing` says. ``keep_asleep`` engines are woken when their
+    expert returns to a worker, not loaded again. ``failures`` maps a worker to its failures in ascending
+    order.
     """
 
-    engine_of: Callable[[str, tuple[int, ...]], EngineSpec]
+    engine_of: Callable[[str, tuple[int, ...], int], EngineSpec]
     hosts: tuple[int, ...]
     disk_streams: tuple[float, ...] = (inf,)
     slots: int = 1
@@ -125,7 +130,7 @@ class SimulatedExecutor:
 
     def start_session(self, spec: SessionSpec) -> None:
         """See Executor. Raises InfeasibleError for a call that does not fit into the worker's KV cache."""
-        costs = self._cluster.engine_of(spec.expert, spec.workers)
+        costs = self._cluster.engine_of(spec.expert, spec.workers, spec.slots)
         known = self._cache.get((id(costs), spec.call_ids.tobytes())) if self._cache is not None else None
         engine = known or Engine(costs.config, costs.tables, reactive=self._reactive)
         session = Session(spec, costs, engine, float(self.env.now))
@@ -175,7 +180,7 @@ class SimulatedExecutor:
             return
         if workers in self._prefetches:
             self._prefetches.pop(workers).halt()
-        read = Read(self._cluster.engine_of(expert, workers).disk_s)
+        read = Read(self._cluster.engine_of(expert, workers, 1).disk_s)
         self._prefetches[workers] = Prefetch(expert, read, self.env.process(self._read_ahead(workers, read)))
 
     def _read_ahead(self, workers: tuple[int, ...], read: Read) -> Generator[simpy.Event, Any, None]:
@@ -271,7 +276,7 @@ class SimulatedExecutor:
         if spec.expert in resident:
             resident.remove(spec.expert)
             return
-        if self._evict(spec.workers) and not self._cluster.keep_asleep:
+        if self._evict(spec) and not self._cluster.keep_asleep:
             yield self.env.timeout(costs.unload_s)
         copies = sum(
             (s.spec.workers, s.spec.expert) == (spec.workers, spec.expert) for s in self._sessions.values()
@@ -284,16 +289,16 @@ class SimulatedExecutor:
         if self._cluster.keep_asleep:
             self._asleep.add((spec.workers, spec.expert))
 
-    def _evict(self, workers: tuple[int, ...]) -> bool:
+    def _evict(self, spec: SessionSpec) -> bool:
         """Unload idle models so that a new one fits: the oldest on a shared worker, else all that overlap.
 
         Returns whether there were any.
         """
-        before = sum(map(len, self._resident.values()))
+        workers, before = spec.workers, sum(map(len, self._resident.values()))
         for holders in list(self._resident):
-            if holders == workers and self._cluster.slots > 1:
+            if holders == workers and spec.slots > 1:
                 running = sum(s.spec.workers == workers for s in self._sessions.values())
-                keep = max(0, self._cluster.slots - running)
+                keep = max(0, spec.slots - running)
                 self._resident[holders] = self._resident[holders][len(self._resident[holders]) - keep :]
             elif set(holders) & set(workers):
                 del self._resident[holders]
@@ -331,6 +336,7 @@ class SimulatedExecutor:
         engine, leave = session.engine, 0.0
         while True:
             moment = engine.advance(leave)
+            self._share(session.spec.workers)
             if engine.finished:
                 self._report(session)
                 continue
@@ -355,13 +361,15 @@ class SimulatedExecutor:
             session.process.interrupt(_POKE)
 
     def _share(self, workers: tuple[int, ...]) -> None:
-        """Divide a worker's time equally among the sessions that generate on it."""
+        """Set the speed of each session that generates on a worker by what the others do there."""
         if self._cluster.slots == 1:
             return
         sharing = [s for s in self._sessions.values() if s.generating and s.spec.workers == workers]
-        for session in sharing:
-            session.set_rate(float(self.env.now), 1 / len(sharing))
-            self._poke(session)
+        speeds = rates([session.gpu_part() for session in sharing])
+        for session, speed in zip(sharing, speeds, strict=True):
+            if abs(speed - session.rate) > LEAST_CHANGE * session.rate:
+                session.set_rate(float(self.env.now), speed)
+                self._poke(session)
 
     def _report(self, session: Session) -> None:
         """Tell the orchestrator which calls ended and were not told of yet."""

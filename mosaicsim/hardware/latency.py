@@ -22,6 +22,13 @@ class HostOverhead:
     base_s: float = 0.0
     per_sequence_s: float = 0.0
 
+    def seconds(self, batch: int) -> float:
+        """Of an iteration with so many decode sequences."""
+        return self.base_s + self.per_sequence_s * batch
+
+
+NO_OVERHEAD = HostOverhead()
+
 
 @dataclass(frozen=True)
 class StepTables:

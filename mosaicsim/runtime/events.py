@@ -17,7 +17,8 @@ class SessionSpec:
     ``expert`` is the pool's name for the model, or the aggregator's. ``call_ids``, ``prompt_tokens`` and
     ``groups`` have shape (n,); calls with an equal non-negative group have the identical prompt. Only an
     ``open`` session takes further calls; it lasts until it is stopped. Calls added ``ahead`` are queued
-    before those that wait in the session, not behind them.
+    before those that wait in the session, not behind them. Its engine has one of ``slots`` equal parts of the
+    worker's memory.
     """
 
     session: int
@@ -28,6 +29,7 @@ class SessionSpec:
     groups: Ints
     open: bool = False
     ahead: bool = False
+    slots: int = 1
 
 
 @dataclass(frozen=True)

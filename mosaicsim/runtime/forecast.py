@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mosaicsim.runtime.job import Job
 from mosaicsim.runtime.pace import Pace
 from mosaicsim.runtime.pool import Pool
-from mosaicsim.schedulers.base import AGGREGATING, Instances, SessionCost
+from mosaicsim.schedulers.base import AGGREGATING, Course, Instances, SessionCost
 from mosaicsim.workload.calls import Workload
 
 NEWS_CALLS = 16
@@ -18,17 +18,17 @@ class Forecast:
     """Costs and predicted seconds of sessions and calls. It knows no clock: who asks says what time it is."""
 
     def __init__(
-        self, workload: Workload, pool: Pool, profiled: Sequence[Sequence[SessionCost]], instances: Instances
+        self, workload: Workload, pool: Pool, profiled: Sequence[Sequence[SessionCost]], course: Course
     ) -> None:
-        """``profiled[m][w]`` is expert m on ``pool.workers[w]``; ``instances`` are the aggregator's."""
+        """``profiled[m][w]`` is expert m on ``pool.workers[w]``, shared as the course says."""
         self._profiled, self._costs = profiled, [list(row) for row in profiled]
         self._paces = [Pace() for _ in profiled]
         self._place = {w.index: i for i, w in enumerate(pool.workers)}
-        self._instances = instances
+        self._instances = course.instances
         self._n_calls = len(workload.calls)
-        self._weights = _aggregator_weights(workload, instances)
+        self._weights = _aggregator_weights(workload, course.instances)
         # where sessions share a worker, seconds are not a session's own
-        self._learns = pool.slots == 1
+        self._learns = course.slots == 1
 
     def cost(self, expert: int, group: tuple[int, ...]) -> SessionCost:
         """What a session of the expert is taken to cost there by now."""

@@ -66,7 +66,7 @@ class Lanes:
         grouped = {w for job in self.running.values() if len(job.workers) > 1 for w in job.workers}
         if len(workers) > 1 and any(w in held for w in workers):
             return False
-        if any(held.count(w) >= self._pool.slots or w in grouped for w in workers):
+        if any(held.count(w) >= self._course.slots or w in grouped for w in workers):
             return False
         busy = set(held)
         return self._pool.at_once is None or len(busy | set(workers)) <= max(self._pool.at_once, len(busy))
@@ -94,6 +94,12 @@ class Lanes:
     def left_s(self, job: Job, now: float) -> float:
         """Predicted seconds until a session is done, counted from its turn."""
         return self._forecast.left_s(job, now, self.loads_for_s(job, now))
+
+    def wait_s(self, before: Sequence[Job], now: float) -> float:
+        """Predicted seconds until a worker that has these sessions to do first can start another."""
+        if len(before) < self._course.slots:
+            return 0.0
+        return sum(self.left_s(job, now) for job in before)
 
     def backlog_s(self, worker: int, now: float) -> float:
         """Predicted seconds until a worker has done what it was given."""

@@ -167,7 +167,8 @@ class Orchestrator:
         else:
             prompts, groups = calls.prompt_tokens[call_ids], calls.question[call_ids]
             self._session_of[call_ids] = self._serial
-        spec = SessionSpec(self._serial, workers, name, call_ids, prompts, groups)
+        slots = 1 if stage == AGGREGATOR else self._pool.slots
+        spec = SessionSpec(self._serial, workers, name, call_ids, prompts, groups, slots=slots)
         self._serial += 1
         self.log.sessions[spec.session] = SessionRow(spec, stage, now)
         self._executor.start_session(spec)

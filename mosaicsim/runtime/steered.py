@@ -87,8 +87,8 @@ class SteeredRun:
         self._workload, self._scheduler = workload, scheduler
         self._course = plan.course
         self._questions = Questions(workload, gate, self.log, plan.course.held)
-        profiled = problem_of(np.zeros(0, np.int64), pool.workers).costs
-        self._forecast = Forecast(workload, pool, profiled, plan.course.instances)
+        problem = problem_of(np.zeros(0, np.int64), pool.workers).shared_by(plan.course.slots)
+        self._forecast = Forecast(workload, pool, problem.costs, plan.course)
         self._lanes = Lanes(pool, plan.course, self._forecast)
         self._awaits: dict[int, tuple[int, int]] = {}
         self._loose: dict[int, dict[int, None]] = {}
@@ -252,25 +252,27 @@ class SteeredRun:
         for group in self._lanes.groups(expert):
             if not set(group) <= self._lanes.alive:
                 continue
-            before_s = 0.0
+            before: list[Job] = []
             own: Job | None = None
             for job in self._lanes.of(group[0]):
                 if job.expert == expert and job.workers == group and not job.stopping:
                     own = job
                     break
-                before_s += self._lanes.left_s(job, now)
+                before.append(job)
             cost = self._forecast.cost(expert, group)
             if own is not None:
                 jobs.append(own)
-                wait_s = before_s + self._lanes.loads_for_s(own, now)
+                wait_s = self._lanes.wait_s(before, now) + self._lanes.loads_for_s(own, now)
                 seats.append(Seat(group[0], self._forecast.size(own), weight, cost, wait_s))
             elif not self._may_host(expert, group):
                 continue
             else:
-                behind = any(len(job.workers) == 1 for job in self._lanes.of(group[0]))
-                load = self._lanes.load_s(group, expert, behind=behind)
+                behind = any(len(job.workers) == 1 for job in before)
+                alone = len(group) > 1  # a group has to be free
+                wait_s = max(backlog[w] for w in group) if alone else self._lanes.wait_s(before, now)
+                wait_s += self._lanes.load_s(group, expert, behind=behind)
                 jobs.append(Job(group, expert, {}, self._last_phase))
-                seats.append(Seat(group[0], 0.0, weight, cost, max(backlog[w] for w in group) + load))
+                seats.append(Seat(group[0], 0.0, weight, cost, wait_s))
         if not seats:
             self._loose.setdefault(expert, {})[call] = None
             return
@@ -396,15 +398,22 @@ class SteeredRun:
         """The session as the executor is told of it, with these calls."""
         ids, n = np.array(calls, np.int64), len(self._workload.calls)
         number = job.number if job.number is not None else -1
+        slots = self._course.slots if len(job.workers) == 1 else 1
         if job.expert == AGGREGATING:
             prompts = self._workload.aggregator.prompt_tokens[ids - n]
             return SessionSpec(
-                number, job.workers, AGGREGATOR, ids, prompts, np.full(len(ids), -1), open=True
+                number,
+                job.workers,
+                AGGREGATOR,
+                ids,
+                prompts,
+                np.full(len(ids), -1),
+                open=True,
+                slots=slots,
             )
         table, name = self._workload.calls, self._name_of(job.expert)
-        return SessionSpec(
-            number, job.workers, name, ids, table.prompt_tokens[ids], table.question[ids], open=True
-        )
+        prompts, groups = table.prompt_tokens[ids], table.question[ids]
+        return SessionSpec(number, job.workers, name, ids, prompts, groups, open=True, slots=slots)
 
     def _end(self, event: SessionEnded) -> None:
         self.log.sessions[event.session].usage = event.usage

@@ -107,6 +107,19 @@ class Instances:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """A way to use workers: ``slots`` sessions at a time share one, each with its part of the memory.
+
+    ``costs`` and ``instances`` are as a :class:`Problem`'s, in seconds of the worker: a session's part of
+    what such sessions take together.
+    """
+
+    slots: int
+    costs: tuple[tuple[SessionCost, ...], ...]
+    instances: tuple[Instances, ...]
+
+
+@dataclass(frozen=True)
 class Rehearsed:
     """What a plan came to when it was played: seconds to the end of the expert stage, and to the end.
 
@@ -134,7 +147,8 @@ class Problem:
     expert m on ``workers[w]``. Experts are in first-seen order; one may have no call left. Barrier phases and
     sessions refer to ``WorkerView.index``. ``calibration`` is what the profiling run saw; ``gate`` judges the
     answers; ``instances`` are the ways to run the aggregator, the scenario's own first; ``rehearsal`` plays a
-    plan on calibration questions. The last three are there for a plan of a whole run only.
+    plan on calibration questions. These three are there for a plan of a whole run only. Where sessions may
+    share workers, ``costs`` are of sessions that do, and a scheduler that steers is told of all ``sharings``.
     """
 
     experts: tuple[str, ...]
@@ -146,6 +160,14 @@ class Problem:
     gate: Gate | None = None
     instances: tuple[Instances, ...] = ()
     rehearsal: Rehearsing | None = None
+    sharings: tuple[Sharing, ...] = ()
+
+    def shared_by(self, slots: int) -> Problem:
+        """The problem where so many sessions share a worker: one of ``sharings``, if there are any."""
+        if not self.sharings:
+            return self
+        sharing = next(s for s in self.sharings if s.slots == slots)
+        return replace(self, costs=sharing.costs, instances=sharing.instances)
 
     def counts(self) -> Ints:
         """Calls left of each expert, shape (experts,): the paper's N_m."""
@@ -207,6 +229,7 @@ class Course:
     ``exchange``, a session with a sequence free takes the next call of another session of its expert. With
     ``prefetch``, the model a busy worker runs next is read into the host's memory. With ``migrate``, idle
     workers may take over calls that have started, and a session's last ones join another of its expert.
+    ``slots`` sessions share a worker at a time, those of groups of workers apart.
     """
 
     held: Ints
@@ -217,6 +240,7 @@ class Course:
     exchange: bool = False
     prefetch: bool = False
     migrate: bool = False
+    slots: int = 1
 
 
 class SchedulerOptions(StrictModel):

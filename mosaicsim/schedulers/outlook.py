@@ -28,6 +28,7 @@ class Outlook:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._known: dict[tuple[int, ...], tuple[float, ...]] = {}
+        self.cancels = problem.gate is not None and problem.gate.cancels
         self.k = len(problem.calls) // max(1, int(problem.calls.question.max(initial=0)) + 1)
 
     @cached_property

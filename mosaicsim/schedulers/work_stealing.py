@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -98,21 +98,9 @@ class WorkStealing:
             return self._start.plan(problem)
         outlook = Outlook(problem)
         asks = outlook.asks()
-        ahead = _read_ahead(problem) if self.options.prefetch else problem
-        none = _Held.none()
-        holding = [none]
-        if self.options.cascade and problem.gate.cancels and outlook.quorum < outlook.k:
-            holding = [_hold(problem, outlook, how) for how in ("queue", "light", "all")]
-        drafts = [
-            self._draft(problem, placement, held)
-            for held in holding
-            for instances in problem.instances
-            if instances.tp == 1 or held is holding[0]
-            for placement in self._placements(
-                replace(ahead, call_ids=held.expected(problem)), instances, asks
-            )
-        ]
-        self._prepare(problem, none, outlook.k)
+        sharings = [sharing.slots for sharing in problem.sharings] or [1]
+        drafts = [d for slots in sharings for d in self._drafts(problem.shared_by(slots), outlook, slots)]
+        self._prepare(problem, _Held.none(), outlook.k)
         best = self._best(problem, drafts)
         self._held = best.held
         return replace(
@@ -121,6 +109,7 @@ class WorkStealing:
             info=best.plan.info
             | {
                 "aggregator_tp": best.instances.tp,
+                "sessions_per_worker": best.plan.course.slots if best.plan.course is not None else 1,
                 "drafts": len(drafts),
                 "expected_asks": round(asks, 1),
                 "held": len(best.held.calls),
@@ -128,7 +117,20 @@ class WorkStealing:
             },
         )
 
-    def _draft(self, problem: Problem, placement: _Placement, held: _Held) -> _Draft:
+    def _drafts(self, problem: Problem, outlook: Outlook, slots: int) -> Iterator[_Draft]:
+        """Ways to hold calls back and to place the aggregator, where so many sessions share a worker."""
+        ahead = _read_ahead(problem) if self.options.prefetch else problem
+        holding = [_Held.none()]
+        if self.options.cascade and outlook.cancels and outlook.quorum < outlook.k:
+            holding = [_hold(problem, outlook, how) for how in ("queue", "light", "all")]
+        for held in holding:
+            expected = replace(ahead, call_ids=held.expected(problem))
+            for instances in problem.instances:
+                if instances.tp == 1 or held is holding[0]:
+                    for placement in self._placements(expected, instances, outlook.asks()):
+                        yield self._draft(problem, placement, held, slots)
+
+    def _draft(self, problem: Problem, placement: _Placement, held: _Held, slots: int) -> _Draft:
         plan, options = placement.plan, self.options
         awaited = options.overlap or bool(len(held.calls))
         facts: dict[str, float | int | str] = {"reserved": len(placement.reserved), "hold": held.how}
@@ -147,6 +149,7 @@ class WorkStealing:
                     options.steal,
                     options.prefetch,
                     options.steal and options.migrate,
+                    slots,
                 ),
             ),
             held,
