@@ -17,7 +17,7 @@ from executor_conformance import Conformance
 
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.base import Executor
-from mosaicsim.executors.crew import Crew
+from mosaicsim.executors.crew import Crew, Place
 from mosaicsim.executors.link import Connect, Inbox
 from mosaicsim.executors.messages import CallRequest, CallResult, EngineArguments, WarmUp
 from mosaicsim.executors.process import ProcessLink
@@ -118,7 +118,7 @@ class RealConformance(Conformance):
     @abstractmethod
     def kill(self, worker: int) -> None: ...
 
-    def engine_of(self, expert: str, workers: tuple[int, ...]) -> EngineArguments:
+    def engine_of(self, expert: str, workers: tuple[int, ...], slots: int = 1) -> EngineArguments:
         return arguments(self.models, expert, tp=len(workers), max_num_seqs=2)
 
     def executor(
@@ -143,15 +143,17 @@ class RealConformance(Conformance):
 
     def test_single_workers_take_over_from_a_group(self) -> None:
         """As at the start of the next run: what the group held is theirs."""
-        self.crew.warm([(0, 1)], 300)
-        self.crew.warm([(0,), (1,)], 300, lambda group: WarmUp(self.engine_of("a", group)))
+        self.crew.warm([Place((0, 1))], 300)
+        self.crew.warm(
+            [Place((0,)), Place((1,))], 300, lambda place: WarmUp(self.engine_of("a", place.workers, 1))
+        )
         assert self.crew.overlapping((0,)) == []
-        assert self.crew.overlapping((0, 1)) == [(0,), (1,)]
+        assert self.crew.overlapping((0, 1)) == [Place((0,)), Place((1,))]
 
     def test_a_worker_that_cannot_warm_up_is_named(self) -> None:
         nothing = EngineArguments("a", {"model": str(self.models / "nothing")})
-        self.crew.warm([(0, 1)], 300)
+        self.crew.warm([Place((0, 1))], 300)
         with pytest.raises(
             MosaicsimError, match=r"worker 0 could not start an engine \(.*\) before its first"
         ):
-            self.crew.warm([(0,)], 300, lambda group: WarmUp(nothing))
+            self.crew.warm([Place((0,))], 300, lambda place: WarmUp(nothing))

@@ -25,7 +25,7 @@ from engines import (
 from ray_world import descendants, section
 from real_scenario import write_scenario
 
-from mosaicsim.executors.crew import Crew
+from mosaicsim.executors.crew import Crew, Place
 from mosaicsim.executors.messages import Died
 from mosaicsim.executors.ray_cluster import RayCluster
 from mosaicsim.executors.ray_link import RayLink
@@ -55,7 +55,7 @@ def crew(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
 
 def actor_of(crew: Crew, worker: int) -> int:
     """The process of a worker's actor."""
-    link = crew.link((worker,))
+    link = crew.link(Place((worker,)))
     assert isinstance(link, RayLink)
     assert link.arrival is not None
     return link.arrival.pid
@@ -90,7 +90,7 @@ def wait_until_gone(pids: set[int], timeout_s: float = 60.0) -> set[int]:
 
 
 def test_a_worker_is_as_urgent_as_its_coordinator(crew: Crew) -> None:
-    crew.warm([(0,)], 300)
+    crew.warm([Place((0,))], 300)
     (process,) = descendants(actor_of(crew, 0))
     assert os.getpriority(os.PRIO_PROCESS, process) == os.getpriority(os.PRIO_PROCESS, 0)
 
@@ -106,7 +106,7 @@ def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> N
         os.kill(actor_of(crew, 0), signal.SIGKILL)
 
     def kill_actor() -> None:
-        link = crew.link((0,))
+        link = crew.link(Place((0,)))
         assert isinstance(link, RayLink)
         ray.kill(link.actor)
 
@@ -114,9 +114,9 @@ def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> N
         (kill_process, "killed by SIGKILL"),
         (kill_actor_process, "its worker process has died"),
         (kill_actor, "killed by `ray.kill`"),
-        (lambda: crew.kill((0,)), "killed by SIGKILL"),
+        (lambda: crew.kill(Place((0,))), "killed by SIGKILL"),
     ]:
-        crew.warm([(0,)], 300)
+        crew.warm([Place((0,))], 300)
         actor = actor_of(crew, 0)
         gone = {actor} | descendants(actor)
         assert len(gone) == 2
@@ -133,14 +133,14 @@ def test_however_it_dies_the_worker_is_gone_and_the_reason_told(crew: Crew) -> N
 COORDINATOR = """
 import signal, sys, time
 from pathlib import Path
-from mosaicsim.executors.crew import Crew
+from mosaicsim.executors.crew import Crew, Place
 from mosaicsim.executors.ray_cluster import RayCluster
 from test_ray_executor import section
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 crew = Crew(RayCluster(section(), "cpu", ["host0"]), Path(sys.argv[1]))
 try:
-    crew.warm([(0,)], 300)
+    crew.warm([Place((0,))], 300)
     print("up", file=sys.__stdout__, flush=True)  # Ray's own words on stdout are kept off it
     time.sleep(600)
 finally:

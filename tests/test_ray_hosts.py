@@ -18,6 +18,7 @@ from executor_conformance import Script, session, sessions_ended
 from ray_world import descendants, section
 
 from mosaicsim.errors import MosaicsimError, ScenarioError
+from mosaicsim.executors.crew import Place
 from mosaicsim.executors.messages import EngineArguments
 from mosaicsim.executors.ray_cluster import RayCluster
 from mosaicsim.executors.ray_link import RayLink
@@ -94,16 +95,16 @@ def join(address: str, hosts: list[str], timeout_s: float = 120) -> RayCluster:
 
 
 def test_two_hosts_whose_clocks_are_apart(models: Path, two_nodes: str, tmp_path: Path) -> None:
-    def engine_of(expert: str, workers: tuple[int, ...]) -> EngineArguments:
+    def engine_of(expert: str, workers: tuple[int, ...], slots: int) -> EngineArguments:
         return arguments(models, expert, tp=len(workers), max_num_seqs=2)
 
     script = Script(
         [session(0, (0,), "a", range(2)), session(1, (1,), "a", range(2, 4))], sessions_ended(0, 1)
     )
     with crew_of(tmp_path, join(two_nodes, ["a", "b"])) as crew:
-        crew.warm([(0,), (1,)], 300)
+        crew.warm([Place((0,)), Place((1,))], 300)
         end_s = VllmExecutor(crew, 2, engine_of, KeepAll([50] * 4)).run(script)
-        links = [crew.link((worker,)) for worker in (0, 1)]
+        links = [crew.link(Place((worker,))) for worker in (0, 1)]
     clocks, nodes = [], set()
     for link in links:
         assert isinstance(link, RayLink)
@@ -149,4 +150,4 @@ def test_a_model_that_is_missing_on_a_host(two_nodes: str, tmp_path: Path) -> No
         crew_of(tmp_path, cluster) as crew,
         pytest.raises(MosaicsimError, match=rf"worker 0 died \(host .* has no folder {folder}; a model's"),
     ):
-        crew.warm([(0,)], 300)
+        crew.warm([Place((0,))], 300)

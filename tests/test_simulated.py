@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaicsim.errors import InfeasibleError, MosaicsimError
+from mosaicsim.executors.base import Executor
 from mosaicsim.executors.engine import EngineConfig
 from mosaicsim.executors.session import EngineSpec
 from mosaicsim.executors.simulated import (
@@ -20,11 +21,23 @@ from mosaicsim.executors.simulated import (
     SimulatedExecutor,
 )
 from mosaicsim.hardware.latency import HostOverhead, TwoRegimeLatency
-from mosaicsim.runtime.events import SessionEnded, SessionReady, SessionUsage, WorkerBack, WorkerLost
+from mosaicsim.runtime.events import (
+    Event,
+    SessionEnded,
+    SessionReady,
+    SessionUsage,
+    WorkerBack,
+    WorkerLost,
+)
 
 LATENCY = TwoRegimeLatency(0.01, 1e-4, 1e-7, 0.008, 1e-4, 5e-5, 1e-7)
 CONFIG = EngineConfig("v1", 2, 512, 16, 4000, prefix_caching=True)
 SPEC = EngineSpec(CONFIG, LATENCY.compile(2, 512, HostOverhead()), load_s=10.0, disk_s=6.0, wake_s=1.5)
+
+
+def at_once(expert: str, workers: tuple[int, ...], slots: int) -> EngineSpec:
+    """Engines that take no time to load."""
+    return replace(SPEC, load_s=0.0, disk_s=0.0)
 
 
 def cluster(**changes: object) -> SimulatedCluster:
@@ -221,27 +234,53 @@ def test_a_second_copy_of_a_running_expert_is_loaded_not_woken() -> None:
     specs = [session(0, (0,), "a", range(1)), session(1, (0,), "a", range(1, 2))]
     script = Script(specs, sessions_ended(0, 1))
     SimulatedExecutor(cluster(slots=2, keep_asleep=True), np.array([5, 5])).run(script)
-    assert [u.ready_s - u.load_start_s for u in usages(script)] == pytest.approx([10.0, 10.0])
+    assert [u.ready_s for u in usages(script)] == pytest.approx([10.0, 20.0])
 
 
 def test_two_experts_on_one_gpu_share_its_time() -> None:
-    """Alone a session takes T; together each runs at half speed, so both end 2T after they were loaded."""
+    """Alone a session takes T; together each runs at half speed, so both end after 2T."""
     alone = Script([session(0, (0,), "a", range(1))], sessions_ended(0))
     SimulatedExecutor(cluster(), np.array([100])).run(alone)
     seconds = usages(alone)[0].end_s - usages(alone)[0].ready_s
 
     specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
     together = Script(specs, sessions_ended(0, 1))
-    SimulatedExecutor(cluster(slots=2), np.array([100, 100])).run(together)
+    SimulatedExecutor(cluster(slots=2, engine_of=at_once), np.array([100, 100])).run(together)
     assert [u.end_s - u.ready_s for u in usages(together)] == pytest.approx([2 * seconds] * 2)
     calls = together.calls()
-    assert calls[0]["finish"] == pytest.approx(10.0 + 2 * seconds)
+    assert calls[0]["finish"] == pytest.approx(2 * seconds)
+
+
+def test_engines_that_share_a_worker_start_one_after_the_other() -> None:
+    """The first one generates at full speed until the second has been loaded."""
+    specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
+    script = Script(specs, sessions_ended(0, 1))
+    SimulatedExecutor(cluster(slots=2), np.array([600, 5])).run(script)
+    first, second = usages(script)
+    assert (first.ready_s, second.ready_s) == (10.0, 20.0)
+    work = {n: 0.008 + 5e-5 * 20 + sum(0.0101 + 1e-7 * (20 + g) for g in range(1, n)) for n in (600, 5)}
+    assert first.end_s == pytest.approx(10.0 + work[600])
+    assert second.end_s == pytest.approx(20.0 + work[5])
+
+
+def test_a_worker_that_is_lost_while_an_engine_waits_to_start_can_start_others() -> None:
+    specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
+    failing = cluster(slots=2, failures={0: [Failure(5.0, 2.0)]})
+
+    def again(executor: Executor, event: Event) -> None:
+        if isinstance(event, WorkerBack):
+            for n, spec in enumerate(specs):
+                executor.start_session(replace(spec, session=2 + n))
+
+    script = Script(specs, sessions_ended(2, 3), again)
+    SimulatedExecutor(failing, np.array([5, 5])).run(script)
+    assert [u.ready_s for u in usages(script)] == pytest.approx([17.0, 27.0])
 
 
 def test_one_expert_s_host_time_is_another_s_gpu_time() -> None:
     """Each decodes at 1 / (1 + u u), u the GPU's part of an iteration; both prefill at half speed."""
     host = HostOverhead(base_s=0.01)
-    spec = replace(SPEC, tables=LATENCY.compile(2, 512, host), host=host)
+    spec = replace(SPEC, tables=LATENCY.compile(2, 512, host), host=host, load_s=0.0, disk_s=0.0)
     specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
     script = Script(specs, sessions_ended(0, 1))
     busy = cluster(slots=2, engine_of=lambda expert, workers, slots: spec)
@@ -265,11 +304,11 @@ def test_an_engine_that_waits_for_calls_takes_nothing_of_the_gpu() -> None:
 def test_the_rest_runs_at_full_speed_once_alone() -> None:
     specs = [session(0, (0,), "a", range(1)), session(1, (0,), "b", range(1, 2))]
     script = Script(specs, sessions_ended(0, 1))
-    SimulatedExecutor(cluster(slots=2), np.array([50, 100])).run(script)
+    SimulatedExecutor(cluster(slots=2, engine_of=at_once), np.array([50, 100])).run(script)
     short, long = usages(script)
     work = {n: 0.008 + 5e-5 * 20 + sum(0.0101 + 1e-7 * (20 + g) for g in range(1, n)) for n in (50, 100)}
-    assert short.end_s == pytest.approx(10.0 + 2 * work[50])
-    assert long.end_s == pytest.approx(10.0 + work[50] + work[100])
+    assert short.end_s == pytest.approx(2 * work[50])
+    assert long.end_s == pytest.approx(work[50] + work[100])
 
 
 def test_a_call_that_cannot_fit_is_refused_before_anything_loads() -> None:

@@ -76,7 +76,7 @@ def test_started_calls_move_between_engines(tmp_path: Path, monkeypatch: pytest.
     lengths = np.where(workload.calls.expert, 3900, 800).tolist() + [5] * workload.n_questions
     recorder = KeepAll(lengths)
     with crew_of(tmp_path / "workers") as crew:
-        executor = VllmExecutor(crew, 3, lambda expert, workers: arguments(models, "a"), recorder)
+        executor = VllmExecutor(crew, 3, lambda expert, workers, slots: arguments(models, "a"), recorder)
         options = {"start": "round_robin", "scenes": 0, "overlap": False, "migrate": True}
         steered, _ = run(workload, ("always", {}), options, executor=executor)
     log = steered.log
@@ -102,7 +102,7 @@ def test_the_last_calls_of_an_engine_join_another(tmp_path: Path, monkeypatch: p
     lengths = np.where(workload.calls.question == 5, 3900, 20).tolist() + [5] * workload.n_questions
     recorder = KeepAll(lengths)
     with crew_of(tmp_path / "workers") as crew:
-        executor = VllmExecutor(crew, 3, lambda expert, workers: arguments(models, "a"), recorder)
+        executor = VllmExecutor(crew, 3, lambda expert, workers, slots: arguments(models, "a"), recorder)
         options = {"start": "data_parallel", "scenes": 0, "migrate": True}
         steered, _ = run(workload, ("always", {}), options, executor=executor)
     log = steered.log

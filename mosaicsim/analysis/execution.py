@@ -32,7 +32,7 @@ from mosaicsim.analysis.study import (
 )
 from mosaicsim.errors import MosaicsimError, OutputError, ScenarioError
 from mosaicsim.execution import ExecutedModel, ExecutionSection
-from mosaicsim.executors.crew import Crew
+from mosaicsim.executors.crew import Crew, Place
 from mosaicsim.executors.dialogue import Dialogue, Speaker
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.ledger import Ledger
@@ -122,8 +122,11 @@ class Executed:
             return RayCluster(self.section, self.device, hosts)
         return local(self.machine, self.device, self.section)
 
-    def engine_of(self, expert: str, workers: tuple[int, ...]) -> EngineArguments:
-        """vLLM's arguments for a model: the scenario's engine section, the execution's, the model's own."""
+    def engine_of(self, expert: str, workers: tuple[int, ...], slots: int = 1) -> EngineArguments:
+        """vLLM's arguments for a model: the scenario's engine section, the execution's, the model's own.
+
+        It gets one of ``slots`` parts of the memory that they say.
+        """
         model, engine = self.section.models[expert], self.scenario.engine
         stated = {
             "max_num_seqs": engine.max_num_seqs,
@@ -133,19 +136,21 @@ class Executed:
             "enable_prefix_caching": engine.prefix_caching,
             "gpu_memory_utilization": engine.gpu_memory_utilization,
         }
-        return EngineArguments(
-            expert,
-            {
-                "model": model.path,
-                "tensor_parallel_size": len(workers),
-                "trust_remote_code": model.trust_remote_code,
-                "seed": self.scenario.seed,
-                "enable_sleep_mode": self.keep_asleep,
-                **{name: value for name, value in stated.items() if value is not None},
-                **self.section.engine,
-                **model.engine,
-            },
-        )
+        given = {
+            "model": model.path,
+            "tensor_parallel_size": len(workers),
+            "trust_remote_code": model.trust_remote_code,
+            "seed": self.scenario.seed,
+            "enable_sleep_mode": self.keep_asleep,
+            **{name: value for name, value in stated.items() if value is not None},
+            **self.section.engine,
+            **model.engine,
+        }
+        if slots > 1:
+            given["gpu_memory_utilization"] = float(given["gpu_memory_utilization"]) / slots
+            if given.get("kv_cache_memory_bytes") is not None:
+                given["kv_cache_memory_bytes"] = int(given["kv_cache_memory_bytes"]) // slots
+        return EngineArguments(expert, given)
 
     @property
     def keep_asleep(self) -> bool:
@@ -158,12 +163,11 @@ class Executed:
             return []
         return self.machine.core_sets(self.section.cores_per_worker)
 
-    def _warm_up(self, workers: tuple[int, ...]) -> WarmUp:
+    def _warm_up(self, place: Place) -> WarmUp:
         """The first expert's engine; on a CPU, workers that start together take different cores."""
-        cores = self.cores()
-        return WarmUp(
-            self.engine_of(self.experts[0], workers), cores[workers[0] % len(cores)] if cores else None
-        )
+        cores, worker = self.cores(), place.workers[0]
+        engine = self.engine_of(self.experts[0], place.workers, self.fleet.pool.slots)
+        return WarmUp(engine, cores[worker % len(cores)] if cores else None)
 
     def carry_out(self, orchestrator: Orchestrator | SteeredRun, crew: Crew, ledger: Ledger) -> float:
         """Run it to its end on the crew's engines; returns the last second."""
@@ -184,7 +188,7 @@ class Executed:
         )
         if (orchestrator.log.status == PENDING).any():
             crew.warm(
-                ((worker,) for worker in range(self.n_workers)),
+                (Place((w,), slot) for slot in range(self.fleet.pool.slots) for w in range(self.n_workers)),
                 section.start_timeout_s,
                 self._warm_up if section.warm_up else None,
                 self.fleet.pool.at_once or self.n_workers,
@@ -224,10 +228,10 @@ class Executed:
 
     def _require_machine(self) -> None:
         cluster = self.scenario.cluster
-        if cluster.experts_per_worker > 1:
+        if cluster.experts_per_worker > 1 and self.section.executor == "ray":
             raise ScenarioError(
-                f"cluster.experts_per_worker: {cluster.experts_per_worker}; "
-                "a real worker runs one expert at a time"
+                f"cluster.experts_per_worker: {cluster.experts_per_worker}; on Ray a worker runs one expert "
+                "at a time; accepted: 1, or execution.executor: local"
             )
         at_once = min(cluster.workers_at_once or self.n_workers, self.n_workers)
         if self.section.executor == "local":

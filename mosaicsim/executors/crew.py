@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.link import Closing, Connect, Inbox, Link
@@ -21,42 +22,55 @@ from mosaicsim.executors.messages import (
     WarmUp,
 )
 
+
+class Place(NamedTuple):
+    """What a link drives: a worker or a tensor-parallel group; of a worker that is shared, one slot."""
+
+    workers: tuple[int, ...]
+    slot: int = 0
+
+
 FAREWELL_S = 20.0
 """Seconds a worker gets to free its memory or to quit before it is killed."""
 
 
 class Crew:
-    """Links by the workers they drive: one worker, or a tensor-parallel group of them."""
+    """Links by the place that they drive."""
 
     def __init__(self, connect: Connect, folder: Path) -> None:
         """``connect`` starts a worker; its output goes to a file in ``folder``."""
         self._connect, self._folder = connect, folder
         self._inbox: Inbox = queue.SimpleQueue()
-        self._links: dict[tuple[int, ...], Link] = {}
+        self._links: dict[Place, Link] = {}
 
-    def link(self, workers: tuple[int, ...]) -> Link:
-        """The link that drives these workers; started if there is none."""
-        if workers not in self._links:
-            self._links[workers] = self._connect(workers, self.output(workers), self._inbox)
-        return self._links[workers]
+    def link(self, place: Place) -> Link:
+        """The link that drives this place; started if there is none."""
+        if place not in self._links:
+            self._links[place] = self._connect(place.workers, self.output(place), self._inbox)
+        return self._links[place]
 
-    def overlapping(self, workers: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Other links that drive some of these workers."""
-        return [other for other in self._links if other != workers and set(other) & set(workers)]
+    def overlapping(self, workers: tuple[int, ...]) -> list[Place]:
+        """Places of more or fewer workers that have some of these among them."""
+        return [p for p in self._links if p.workers != workers and set(p.workers) & set(workers)]
 
-    def driving(self, worker: int) -> tuple[int, ...] | None:
-        """The workers of the link that drives this one, if there is one."""
-        return next((workers for workers in self._links if worker in workers), None)
+    def beside(self, place: Place) -> list[Place]:
+        """The other slots of the same worker, where there is a link."""
+        return [p for p in self._links if p.workers == place.workers and p != place]
 
-    def output(self, workers: tuple[int, ...]) -> Path:
+    def driving(self, worker: int) -> Place | None:
+        """The place of a link that drives this worker, if there is one."""
+        return next((place for place in self._links if worker in place.workers), None)
+
+    def output(self, place: Place) -> Path:
         """Where the worker's stdout and stderr go."""
-        return self._folder / f"worker-{'-'.join(map(str, workers))}.log"
+        slot = f".{place.slot}" if place.slot else ""
+        return self._folder / f"worker-{'-'.join(map(str, place.workers))}{slot}.log"
 
-    def send(self, workers: tuple[int, ...], command: Quit | Unload | Prefetch) -> None:
+    def send(self, place: Place, command: Quit | Unload | Prefetch) -> None:
         """Tell the worker behind a link that is there."""
-        self._links[workers].send(command)
+        self._links[place].send(command)
 
-    def receive(self, timeout_s: float) -> tuple[tuple[int, ...], Message] | None:
+    def receive(self, timeout_s: float) -> tuple[Place, Message] | None:
         """The next message and whose it is, or None after ``timeout_s``; the dead are struck off."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -64,23 +78,23 @@ class Crew:
                 link, message = self._inbox.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return None
-            workers = next((w for w, known in self._links.items() if known is link), None)
-            if workers is None:
+            place = next((p for p, known in self._links.items() if known is link), None)
+            if place is None:
                 continue
             if isinstance(message, Died):
-                del self._links[workers]
-            return workers, message
+                del self._links[place]
+            return place, message
 
-    def kill(self, workers: tuple[int, ...]) -> None:
+    def kill(self, place: Place) -> None:
         """End a worker at once; its ``Died`` comes through :meth:`receive`."""
-        if workers in self._links:
-            self._links[workers].kill()
+        if place in self._links:
+            self._links[place].kill()
 
     def warm(
         self,
-        workers: Iterable[tuple[int, ...]],
+        places: Iterable[Place],
         timeout_s: float,
-        first: Callable[[tuple[int, ...]], WarmUp] | None = None,
+        first: Callable[[Place], WarmUp] | None = None,
         at_once: int = 1,
     ) -> None:
         """Start these and wait until they are up, so that no session pays for a process's start.
@@ -89,38 +103,39 @@ class Crew:
         not up yet also start and close an engine, ``at_once`` of them at a time. Raises MosaicsimError for
         one that does not come up, with where its output is.
         """
-        wanted = list(workers)
-        self._dismiss({other for group in wanted for other in self.overlapping(group)})
-        new = [group for group in wanted if group not in self._links]
-        for group in new:
-            self.link(group)
+        wanted = list(places)
+        self._dismiss({other for place in wanted for other in self.overlapping(place.workers)})
+        new = [place for place in wanted if place not in self._links]
+        for place in new:
+            self.link(place)
         self._hear_of(new, timeout_s)
         while first is not None and new:
             some, new = new[:at_once], new[at_once:]
-            for group in some:
-                self.link(group).send(first(group))
+            for place in some:
+                self.link(place).send(first(place))
             self._hear_of(some, timeout_s)
 
-    def _hear_of(self, groups: Iterable[tuple[int, ...]], timeout_s: float) -> None:
+    def _hear_of(self, places: Iterable[Place], timeout_s: float) -> None:
         """Wait for a word from each; raise MosaicsimError for one that fails, or says nothing in time."""
-        silent, deadline = set(groups), time.monotonic() + timeout_s
+        silent, deadline = set(places), time.monotonic() + timeout_s
         while silent:
             received = self.receive(max(0.0, deadline - time.monotonic()))
             if received is None:
                 raise MosaicsimError(self._not_up(min(silent), "is not up"))
-            group, message = received
-            if isinstance(message, (Died, StartFailed)) and group in silent:
-                raise MosaicsimError(self._not_up(group, _failure(message)))
+            place, message = received
+            if isinstance(message, (Died, StartFailed)) and place in silent:
+                raise MosaicsimError(self._not_up(place, _failure(message)))
             if not isinstance(message, Heartbeat):
-                silent.discard(group)
+                silent.discard(place)
 
-    def _dismiss(self, leaving: set[tuple[int, ...]]) -> None:
-        for group in leaving:
-            self.send(group, Quit())
+    def _dismiss(self, leaving: set[Place]) -> None:
+        for place in leaving:
+            self.send(place, Quit())
         self._await(leaving, Died)
 
-    def _not_up(self, group: tuple[int, ...], what: str) -> str:
-        return f"worker {group[0]} {what} before its first session; its output is in {self.output(group)}"
+    def _not_up(self, place: Place, what: str) -> str:
+        worker = place.workers[0]
+        return f"worker {worker} {what} before its first session; its output is in {self.output(place)}"
 
     def unload(self) -> None:
         """Have every worker free its memory, so that the next run starts from nothing."""
@@ -140,14 +155,14 @@ class Crew:
             if isinstance(self._connect, Closing):
                 self._connect.close()
 
-    def _await(self, waiting: set[tuple[int, ...]], kind: type[Message]) -> None:
+    def _await(self, waiting: set[Place], kind: type[Message]) -> None:
         deadline = time.monotonic() + FAREWELL_S
         while waiting and (left := deadline - time.monotonic()) > 0:
             received = self.receive(left)
             if received is not None and isinstance(received[1], (kind, Died)):
                 waiting.discard(received[0])
-        for workers in waiting:
-            self.kill(workers)
+        for place in waiting:
+            self.kill(place)
 
 
 def _failure(message: Died | StartFailed) -> str:

@@ -104,6 +104,7 @@ class SimulatedExecutor:
         self._stepping = reactive or cluster.slots > 1
         self._cache = None if self._stepping or cluster.failures else cache
         self._disks = [Disk(self.env, streams) for streams in cluster.disk_streams]
+        self._starting = [simpy.Resource(self.env) for _ in cluster.hosts]
         self._sessions: dict[int, Session] = {}
         self._resident: dict[tuple[int, ...], list[str]] = {}
         self._asleep: set[tuple[tuple[int, ...], str]] = set()
@@ -267,7 +268,16 @@ class SimulatedExecutor:
         self._emit(SessionEnded(float(self.env.now), spec.session, self._usage(session)))
 
     def _load(self, session: Session) -> Generator[simpy.Event, Any, None]:
-        """Take the workers' memory and bring the model there: resident, woken or from disk."""
+        """Bring the model there; engines that share a worker start one after the other, as real ones do."""
+        if self._cluster.slots == 1 or len(session.spec.workers) > 1:
+            yield from self._bring(session)
+            return
+        with self._starting[session.spec.workers[0]].request() as turn:
+            yield turn
+            yield from self._bring(session)
+
+    def _bring(self, session: Session) -> Generator[simpy.Event, Any, None]:
+        """Take the workers' memory; the model is resident, woken or read from disk."""
         spec, costs = session.spec, session.costs
         ahead = session.prefetch
         if ahead is not None and ahead.halt():

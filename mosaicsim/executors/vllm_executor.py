@@ -17,7 +17,7 @@ import numpy as np
 
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.base import Handler
-from mosaicsim.executors.crew import Crew
+from mosaicsim.executors.crew import Crew, Place
 from mosaicsim.executors.messages import (
     AddCalls,
     Begun,
@@ -103,13 +103,17 @@ class Recorder(Protocol):
 
 @dataclass
 class _Session:
-    """A session under way; ``calls`` have not ended, ``submitted`` of them were given to the engine."""
+    """A session under way; ``calls`` have not ended, ``submitted`` of them were given to the engine.
+
+    It starts once the places that it is ``blocked_by`` are given up.
+    """
 
     spec: SessionSpec
+    place: Place
     load_start_s: float
     calls: dict[int, None]
     stopping: bool
-    blocked_by: set[tuple[int, ...]] = field(default_factory=set)
+    blocked_by: set[Place] = field(default_factory=set)
     submitted: set[int] = field(default_factory=set)
     launched: bool = False
     ready_s: float | None = None
@@ -124,7 +128,7 @@ class VllmExecutor:
         self,
         crew: Crew,
         n_workers: int,
-        engine_of: Callable[[str, tuple[int, ...]], EngineArguments],
+        engine_of: Callable[[str, tuple[int, ...], int], EngineArguments],
         recorder: Recorder,
         *,
         cores: Sequence[tuple[int, ...]] = (),
@@ -132,7 +136,8 @@ class VllmExecutor:
         patience: Patience | None = None,
         begin_s: float = 0.0,
     ) -> None:
-        """``engine_of(expert, workers)`` says what to load. A run that goes on begins at ``begin_s``.
+        """``engine_of(expert, workers, slots)`` says what to load into one of ``slots`` parts of the memory.
+        A run that goes on begins at ``begin_s``.
 
         ``steps_s`` and ``between_s`` add up, over all sessions, the seconds that workers spent in their
         engines' steps and between them. With ``cores`` every session is pinned to one of these sets of CPU
@@ -147,8 +152,9 @@ class VllmExecutor:
         self._sessions: dict[int, _Session] = {}
         self._pinned: dict[int, tuple[int, ...]] = {}
         self._prefetched: dict[tuple[int, ...], str] = {}
-        self._leaving: set[tuple[int, ...]] = set()
-        self._cause: dict[tuple[int, ...], str] = {}
+        self._leaving: set[Place] = set()
+        self._held: dict[Place, tuple[str, int]] = {}
+        self._cause: dict[Place, str] = {}
         self._back_at: dict[int, float] = {}
         self._losses: Counter[int] = Counter()
         self._gone: dict[int, str] = {}
@@ -156,7 +162,7 @@ class VllmExecutor:
         self._deaths: Counter[int] = Counter()
         self._failed_starts: Counter[str] = Counter()
         self.steps_s = self.between_s = 0.0
-        self._own: deque[tuple[tuple[int, ...], Message]] = deque()
+        self._own: deque[tuple[Place, Message]] = deque()
 
     def run(self, handler: Handler) -> float:
         """See Executor. Raises MosaicsimError when calls are left that no worker can run."""
@@ -177,22 +183,24 @@ class VllmExecutor:
     # commands
 
     def start_session(self, spec: SessionSpec) -> None:
-        """See Executor. Engines that overlap with the workers quit first."""
-        self._make_way(spec.workers)
+        """See Executor. Engines in the way quit first; one that shares the worker loads after the others."""
+        place = self._place_for(spec)
+        in_the_way = self._make_way(place, spec.slots)
+        self._held[place] = spec.expert, spec.slots
         session = _Session(
             spec,
+            place,
             self._now(),
             dict.fromkeys(spec.call_ids.tolist()),
             not spec.open,
-            blocked_by=set(self._crew.overlapping(spec.workers)) | ({spec.workers} & self._leaving),
+            blocked_by=in_the_way | ({place} & self._leaving),
         )
         self._sessions[spec.session] = session
         prefetched = self._prefetched.get(spec.workers) == spec.expert
         if prefetched:
             del self._prefetched[spec.workers]
         self._recorder.started(spec, session.load_start_s, prefetched=prefetched)
-        if not session.blocked_by:
-            self._launch(session)
+        self._launch_the_unblocked()
 
     def add_calls(self, spec: SessionSpec) -> None:
         """See Executor."""
@@ -201,7 +209,7 @@ class VllmExecutor:
         session.calls = added | session.calls if spec.ahead else session.calls | added
         if session.launched:
             requests = self._requests(spec.call_ids.tolist())
-            self._crew.link(session.spec.workers).send(AddCalls(spec.session, requests, spec.ahead))
+            self._crew.link(session.place).send(AddCalls(spec.session, requests, spec.ahead))
 
     def cancel_call(self, session: int, call_id: int) -> None:
         """See Executor."""
@@ -209,45 +217,69 @@ class VllmExecutor:
         if target is None or call_id not in target.calls:
             return
         if target.launched:
-            self._crew.link(target.spec.workers).send(CancelCall(session, call_id))
+            self._crew.link(target.place).send(CancelCall(session, call_id))
         else:
-            self._own.append((target.spec.workers, _cancelled(session, call_id)))
+            self._own.append((target.place, _cancelled(session, call_id)))
 
     def withdraw_calls(self, session: int, call_ids: Ints, *, started: bool = False) -> None:
         """See Executor. A started call that stops at some text stays where it is."""
         target, asked = self._sessions.get(session), tuple(call_ids.tolist())
         if target is not None and target.launched:
-            self._crew.link(target.spec.workers).send(WithdrawCalls(session, asked, started))
+            self._crew.link(target.place).send(WithdrawCalls(session, asked, started))
             return
         # nothing of a session that has not been launched has started, and one that has ended has no calls
-        workers = target.spec.workers if target is not None else ()
+        place = target.place if target is not None else Place(())
         free = tuple(call for call in asked if target is not None and call in target.calls)
-        self._own.append((workers, Withdrawn(time.monotonic(), session, free)))
+        self._own.append((place, Withdrawn(time.monotonic(), session, free)))
 
     def stop_session(self, session: int) -> None:
         """See Executor."""
         if session in self._sessions:
             target = self._sessions[session]
             target.stopping = True
-            self._own.append((target.spec.workers, Heartbeat(time.monotonic(), session, target.time)))
+            self._own.append((target.place, Heartbeat(time.monotonic(), session, target.time)))
 
     def prefetch(self, expert: str, workers: tuple[int, ...]) -> None:
         """See Executor. The process that drives the first of the workers reads, whoever loads later."""
         driver = self._crew.driving(workers[0])
         if driver is not None:
-            self._forget_prefetches(driver)
+            self._forget_prefetches(driver.workers)
             self._prefetched[workers] = expert
-            self._crew.send(driver, Prefetch(self._engine_of(expert, workers)))
+            self._crew.send(driver, Prefetch(self._engine_of(expert, workers, 1)))
 
     def _forget_prefetches(self, driver: tuple[int, ...]) -> None:
         """A process reads one model at a time: what it may have read of another is not counted on."""
         self._prefetched = {w: expert for w, expert in self._prefetched.items() if w[0] not in driver}
 
-    def _make_way(self, workers: tuple[int, ...]) -> None:
-        for other in self._crew.overlapping(workers):
-            if other not in self._leaving:
-                self._leaving.add(other)
-                self._crew.send(other, Quit())
+    def _place_for(self, spec: SessionSpec) -> Place:
+        """A free slot of the workers, the one that last had the expert if it is free."""
+        taken = {session.place for session in self._sessions.values()}
+        free = [p for slot in range(spec.slots) if (p := Place(spec.workers, slot)) not in taken]
+        return next((p for p in free if self._held.get(p) == (spec.expert, spec.slots)), free[0])
+
+    def _make_way(self, place: Place, slots: int) -> set[Place]:
+        """Have engines quit that hold what a session is to have; returns the places that are in its way."""
+        beside = self._crew.beside(place)
+        in_the_way = set(self._crew.overlapping(place.workers))
+        in_the_way |= {p for p in beside if slots == 1 or self._held.get(p, ("", slots))[1] != slots}
+        for other in sorted(in_the_way - self._leaving):
+            self._leaving.add(other)
+            self._crew.send(other, Quit())
+        return in_the_way
+
+    def _launch_the_unblocked(self) -> None:
+        """Launch what nothing is in the way of.
+
+        Engines that share a worker load one after the other: each takes what memory it finds changed while
+        it starts for its own.
+        """
+        for session in list(self._sessions.values()):
+            workers = session.spec.workers
+            loading = any(
+                s.launched and s.ready_s is None for s in self._sessions.values() if s.spec.workers == workers
+            )
+            if not session.launched and not session.blocked_by and not loading:
+                self._launch(session)
 
     def _launch(self, session: _Session) -> None:
         spec = session.spec
@@ -256,10 +288,10 @@ class VllmExecutor:
             self._end_if_done(session, session.ready_s)
             return
         session.launched, session.heard = True, time.monotonic()
-        self._crew.link(spec.workers).send(
+        self._crew.link(session.place).send(
             StartSession(
                 spec.session,
-                self._engine_of(spec.expert, spec.workers),
+                self._engine_of(spec.expert, spec.workers, spec.slots),
                 self._requests(list(session.calls)),
                 self._keep_asleep,
                 self._pin(session),
@@ -284,26 +316,34 @@ class VllmExecutor:
         return CallRequest(call, request.prompt_token_ids + begun.token_ids, sampling)
 
     def _pin(self, session: _Session) -> tuple[int, ...] | None:
-        """The set of cores that the fewest sessions use; a group of workers takes as many sets."""
+        """The set of cores that the fewest sessions use; a group of workers takes as many sets.
+
+        Sessions that share a worker share its cores.
+        """
         if not self._cores:
             return None
+        workers = session.spec.workers
+        beside = [n for n, s in self._sessions.items() if s.spec.workers == workers and n in self._pinned]
+        if len(workers) == 1 and beside:
+            self._pinned[session.spec.session] = self._pinned[beside[0]]
+            return self._pinned[beside[0]]
         used = Counter(cores for n in self._sessions if (cores := self._pinned.get(n)) is not None)
         ranked = sorted(self._cores, key=lambda cores: used[cores])
-        taken = ranked[: len(session.spec.workers)]
+        taken = ranked[: len(workers)]
         self._pinned[session.spec.session] = taken[0]
         return tuple(core for cores in taken for core in cores)
 
     # messages
 
-    def _take(self, workers: tuple[int, ...], message: Message) -> None:
+    def _take(self, place: Place, message: Message) -> None:
         if isinstance(message, Died):
-            self._bury(workers, message)
+            self._bury(place, message)
             return
         if isinstance(message, Withdrawn):
             self._give_back(message)
             return
         session = self._sessions.get(getattr(message, "session", -1))
-        if session is None or session.spec.workers != workers:
+        if session is None or session.place != place:
             return
         session.heard = time.monotonic()
         if isinstance(message, Ready):
@@ -324,6 +364,7 @@ class VllmExecutor:
         self._recorder.ready(session.spec, message.resolved, session.ready_s)
         self._emit(SessionReady(session.ready_s, session.spec.session))
         self._end_if_done(session, session.ready_s)
+        self._launch_the_unblocked()
 
     def _report(self, session: _Session, results: Sequence[CallResult], at_s: float) -> None:
         """Tell of calls that ended."""
@@ -368,33 +409,42 @@ class VllmExecutor:
 
     def _fail_start(self, session: _Session, message: StartFailed) -> None:
         """Count a failed start and lose the worker for it; too many in a row end the run."""
-        expert, workers = session.spec.expert, session.spec.workers
+        expert, place = session.spec.expert, session.place
         self._failed_starts[expert] += 1
         if self._failed_starts[expert] >= self._patience.failed_starts:
             raise MosaicsimError(
-                f"{expert}: the engine does not start: {message.error}; more in {self._crew.output(workers)}"
+                f"{expert}: the engine does not start: {message.error}; more in {self._crew.output(place)}"
             )
-        self._cause[workers] = f"the engine of {expert} did not start: {message.error}"
-        self._crew.kill(workers)
+        self._cause[place] = f"the engine of {expert} did not start: {message.error}"
+        self._crew.kill(place)
 
     # losses
 
-    def _bury(self, workers: tuple[int, ...], message: Died) -> None:
-        """A process ended: as it was told to, or a worker is lost."""
-        told = workers in self._leaving
-        self._leaving.discard(workers)
-        lost = [s for s in self._sessions.values() if s.launched and s.spec.workers == workers]
-        if lost or not told:
-            self._lose(workers, lost, self._cause.pop(workers, message.reason), self._at(message.at_s))
-        for session in list(self._sessions.values()):
-            session.blocked_by.discard(workers)
-            if not session.launched and not session.blocked_by:
-                self._launch(session)
+    def _bury(self, place: Place, message: Died) -> None:
+        """A process ended: as it was told to, or a worker is lost, and with it whatever shares it."""
+        told = place in self._leaving
+        self._leaving.discard(place)
+        self._held.pop(place, None)
+        if any(s.launched and s.place == place for s in self._sessions.values()) or not told:
+            for other in self._crew.beside(place):
+                self._leaving.add(other)
+                self._crew.kill(other)
+            reason = self._cause.pop(place, message.reason)
+            self._lose(place.workers, place, reason, self._at(message.at_s))
+        for session in self._sessions.values():
+            session.blocked_by.discard(place)
+        self._launch_the_unblocked()
 
-    def _lose(self, workers: tuple[int, ...], lost: list[_Session], reason: str, at_s: float) -> None:
+    def _lose(self, workers: tuple[int, ...], place: Place, reason: str, at_s: float) -> None:
         """Give up calls that have killed too often, report the worker lost, and plan its return."""
+        lost = [
+            s
+            for s in self._sessions.values()
+            if s.spec.workers == workers and (s.launched or s.place != place)
+        ]
         for session in lost:
-            self._blame(session, reason, at_s)
+            if session.place == place:
+                self._blame(session, reason, at_s)
             del self._sessions[session.spec.session]
             self._pinned.pop(session.spec.session, None)
         self._forget_prefetches(workers)
@@ -426,9 +476,9 @@ class VllmExecutor:
             limit = self._patience.silence_s if ready else self._patience.start_s
             if session.launched and now - session.heard > limit:
                 what = "no word from it" if ready else f"{session.spec.expert} was not ready"
-                self._cause[session.spec.workers] = f"{what} for {limit:.0f} s"
+                self._cause[session.place] = f"{what} for {limit:.0f} s"
                 session.heard = now
-                self._crew.kill(session.spec.workers)
+                self._crew.kill(session.place)
         for worker, due in list(self._back_at.items()):
             if now >= due:
                 del self._back_at[worker]
