@@ -81,6 +81,7 @@ def too_many_workers(s: dict[str, Any], folder: Path) -> None:
 
 def shared_worker(s: dict[str, Any], folder: Path) -> None:
     s["cluster"]["experts_per_worker"] = 2
+    s["execution"]["executor"] = "ray"
 
 
 def no_calibration(s: dict[str, Any], folder: Path) -> None:
@@ -108,7 +109,7 @@ CASES: list[tuple[Change, str]] = [
     (no_template_file, "execution.models.a.template_file: "),
     (kv_beyond_memory, "execution.models.a: kv_cache_memory_bytes 1,125,899,906,842,624 on 2 workers"),
     (too_many_workers, "cluster.workers_at_once: 4000 workers may be busy at once, but this machine's"),
-    (shared_worker, "cluster.experts_per_worker: 2; a real worker runs one expert at a time"),
+    (shared_worker, "cluster.experts_per_worker: 2; on Ray a worker runs one expert at a time"),
     (oracle, "schedulers.0.oracle: needs the true lengths"),
     (no_questions, "no such question file (did you mean 'questions.jsonl'?)"),
 ]

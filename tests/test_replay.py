@@ -24,10 +24,10 @@ GATES: list[tuple[str, dict[str, Any]]] = [
 
 
 def replay(
-    log: RunLog, workload: Workload, at_once: int | None = None, n_workers: int = 3
+    log: RunLog, workload: Workload, at_once: int | None = None, n_workers: int = 3, slots: int = 1
 ) -> tuple[RunLog, float]:
     handler = Replay(log, workload, at_once)
-    cluster = SimulatedCluster(lambda name, workers, slots: SPEC, (0,) * n_workers)
+    cluster = SimulatedCluster(lambda name, workers, slots: SPEC, (0,) * n_workers, slots=slots)
     makespan = SimulatedExecutor(cluster, replayed_tokens(log)).run(handler)
     return handler.log, makespan
 
@@ -40,16 +40,23 @@ def replay(
     st.integers(1, 5),
     st.integers(0, 10_000),
     st.sampled_from([1, 3]),
+    st.sampled_from([1, 2]),
 )
 def test_a_replayed_run_is_the_run(
-    scheduler: str, gate: tuple[str, dict[str, Any]], at_once: int | None, n_experts: int, seed: int, tp: int
+    scheduler: str,
+    gate: tuple[str, dict[str, Any]],
+    at_once: int | None,
+    n_experts: int,
+    seed: int,
+    tp: int,
+    slots: int,
 ) -> None:
     workload = make_workload(20, n_experts=n_experts, seed=seed)
     if at_once is not None:
         tp = 1
-    orchestrator, makespan = run(workload, scheduler, gate, at_once=at_once, tp=tp)
+    orchestrator, makespan = run(workload, scheduler, gate, at_once=at_once, tp=tp, slots=slots)
     recorded = orchestrator.log
-    replayed, again = replay(recorded, workload, at_once)
+    replayed, again = replay(recorded, workload, at_once, slots=slots)
 
     begun = [(n, row.spec.workers, row.spec.expert) for n, row in sorted(recorded.sessions.items())]
     assert [(n, row.spec.workers, row.spec.expert) for n, row in replayed.sessions.items()] == begun

@@ -63,6 +63,29 @@ def test_a_steered_run_on_engines_gives_the_paper_s_answers(tmp_path: Path) -> N
     assert runs["steered", "cancel"]["calls_cancelled"] > 0
 
 
+def test_experts_that_share_a_worker_on_engines(tmp_path: Path) -> None:
+    scenario = write_scenario(
+        tmp_path,
+        build_tiny_models(tmp_path / "models"),
+        n_questions=6,
+        cluster={"hosts": [{"device": "cpu", "gpus": 1}], "experts_per_worker": 2},
+        gates=[PLAIN],
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mosaicsim", "execute", str(scenario), "-o", str(out), "--no-plots"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads((out / "summary.json").read_text())["runs"]
+    assert run["calls_finished"] == 18 + round(6 * (1 - run["skip_rate"]))
+    (journal,) = (out / "runs").glob("*.jsonl")
+    facts = [json.loads(line) for line in journal.read_text().splitlines()]
+    sessions = {fact["session"]: fact for fact in facts if fact["kind"] == "session"}
+    ends = {fact["session"]: fact["usage"]["end_s"] for fact in facts if fact["kind"] == "end"}
+    first, second, *_ = sessions
+    assert sessions[first]["slots"] == sessions[second]["slots"] == 2
+    assert sessions[second]["at_s"] < ends[first]
+
+
 def test_started_calls_move_between_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker has the longest calls. The others, idle soon, load their model and go on with some of them."""
     monkeypatch.setattr(work_stealing, "LEAST_SAVING_S", 1e9)

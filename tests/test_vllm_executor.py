@@ -93,7 +93,7 @@ def test_a_busy_worker_reads_the_weights_of_the_next_model(models: Path, crew: C
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_call_that_moves_goes_on_with_what_it_had(models: Path, crew: Crew, temperature: float) -> None:
-    """At temperature 0 its text is that of a call that stayed; sampled, it draws other numbers from there on."""
+    """At temperature 0 it is as likely as one that stayed; sampled, it draws other numbers from there on."""
 
     def react(executor: Executor, event: Event) -> None:
         if isinstance(event, CallsFinished) and 0 in event.records.call_ids:
@@ -111,12 +111,12 @@ def test_a_call_that_moves_goes_on_with_what_it_had(models: Path, crew: Crew, te
     moved, stayed = results[1], results[2]
     assert moved.output_tokens == stayed.output_tokens == 600
     assert moved.finish_reason == "length"
+    # random weights write bytes that are no text, and how those are shown depends on where a text begins
+    assert moved.text[:20] == stayed.text[:20]
     if temperature == 0:
-        assert moved.text == stayed.text
         assert moved.logprob == pytest.approx(stayed.logprob, rel=1e-3)
     else:
-        assert moved.text[:20] == stayed.text[:20]
-        assert moved.text != stayed.text
+        assert moved.logprob != pytest.approx(stayed.logprob, rel=1e-3)
 
 
 def pair() -> list[SessionSpec]:

@@ -87,6 +87,7 @@ class Ledger:
             calls=spec.call_ids.tolist(),
             at_s=at_s,
             **({"prefetched": True} if prefetched else {}),
+            **({"slots": spec.slots} if spec.slots > 1 else {}),
         )
 
     def ready(self, spec: SessionSpec, resolved: dict[str, object], at_s: float) -> None:
@@ -156,4 +157,5 @@ def _read(written: dict[str, Any]) -> CallResult:
 def _spec(fact: Fact) -> SessionSpec:
     calls = np.array(fact["calls"], np.int64)
     unknown = np.full(len(calls), -1, np.int64)
-    return SessionSpec(fact["session"], tuple(fact["workers"]), fact["expert"], calls, unknown, unknown)
+    workers, slots = tuple(fact["workers"]), fact.get("slots", 1)
+    return SessionSpec(fact["session"], workers, fact["expert"], calls, unknown, unknown, slots=slots)

@@ -252,10 +252,11 @@ class VllmExecutor:
         self._prefetched = {w: expert for w, expert in self._prefetched.items() if w[0] not in driver}
 
     def _place_for(self, spec: SessionSpec) -> Place:
-        """A free slot of the workers, the one that last had the expert if it is free."""
+        """A slot that is free, if one is: first the one that had the expert last."""
         taken = {session.place for session in self._sessions.values()}
-        free = [p for slot in range(spec.slots) if (p := Place(spec.workers, slot)) not in taken]
-        return next((p for p in free if self._held.get(p) == (spec.expert, spec.slots)), free[0])
+        slots = [Place(spec.workers, slot) for slot in range(spec.slots)]
+        held = spec.expert, spec.slots
+        return min(slots, key=lambda place: (place in taken, self._held.get(place) != held))
 
     def _make_way(self, place: Place, slots: int) -> set[Place]:
         """Have engines quit that hold what a session is to have; returns the places that are in its way."""

@@ -3,7 +3,7 @@
 No scheduler, gate or predictor has a say, so what differs from the record is the executor's doing. Times are
 the executor's own; what is kept of the recorded ones is what waited for what:
 
-* a session waits for the one before it on each of its workers;
+* a session waits for the one before it on each of its workers, or shares it as it did;
 * where a moment came at which everything begun had ended and a worker that had waited was given work, or at
   which the aggregator began, every later session waits for every earlier one (a *barrier*);
 * no more workers are busy at a time than the pool allows; sessions get their turn in recorded order;
@@ -86,13 +86,14 @@ class Replay:
                 self._executor.start_session(step.spec)
 
     def _has_room(self, step: Step) -> bool:
-        """Whether its workers are free, nobody is before it there, and no more are busy than may be."""
-        busy = {w for running in self._running.values() for w in running.spec.workers}
-        before = self._left[: self._left.index(step)]
-        claimed = {w for other in before for w in other.spec.workers}
-        workers = set(step.spec.workers)
-        if workers & (busy | claimed):
-            return False
+        """Whether its workers have room beside those before it there, and no more are busy than may be."""
+        running = [other.spec for other in self._running.values()]
+        before = [other.spec for other in self._left[: self._left.index(step)]]
+        for worker in step.spec.workers:
+            there = [spec for spec in [*running, *before] if worker in spec.workers]
+            if len(there) >= min([step.spec.slots, *(spec.slots for spec in there)]):
+                return False
+        busy, workers = {w for spec in running for w in spec.workers}, set(step.spec.workers)
         return self._at_once is None or len(busy | workers) <= self._at_once
 
 
@@ -133,7 +134,7 @@ def _spec(spec: SessionSpec, call_ids: Ints, workload: Workload) -> SessionSpec:
     prompts, groups = np.full(len(call_ids), -1), np.full(len(call_ids), -1)
     prompts[own], groups[own] = calls.prompt_tokens[call_ids[own]], calls.question[call_ids[own]]
     prompts[~own] = workload.aggregator.prompt_tokens[call_ids[~own] - n]
-    return SessionSpec(spec.session, spec.workers, spec.expert, call_ids, prompts, groups)
+    return SessionSpec(spec.session, spec.workers, spec.expert, call_ids, prompts, groups, slots=spec.slots)
 
 
 def _epochs(rows: Sequence[SessionRow]) -> list[int]:
