@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_steered import CANCELS, GATES, calibrated
+from test_steered import CANCELS, GATES, HOST, calibrated
 from test_steered import run as steer
 from worlds import CONFIG, SPEC, make_workload, run
 
@@ -42,7 +42,8 @@ def bound(
     spec: EngineSpec = SPEC,
 ) -> EndToEndBound:
     """Of the world that ``test_steered.run`` makes: three workers alike."""
-    engine = limits_of(replace(spec, config=replace(spec.config, max_num_seqs=seats)))
+    spec = replace(spec, config=replace(spec.config, max_num_seqs=seats), host=HOST)
+    engine = limits_of(spec, shared=slots > 1)
     groups = [(0,), (1,), (2,)] if tp == 1 else [(0, 1, 2)]
     caching = spec.config.prefix_caching
     engines = Engines([[engine] * 3] * len(workload.experts), [(g, engine) for g in groups], slots, caching)

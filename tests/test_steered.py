@@ -22,13 +22,22 @@ from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.rehearsal import Rehearsal
 from mosaicsim.executors.session import EngineSpec
 from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
+from mosaicsim.hardware.latency import HostOverhead
 from mosaicsim.runtime.events import CallsWithdrawn, Event
 from mosaicsim.runtime.job import Job
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
 from mosaicsim.runtime.steered import SteeredRun
 from mosaicsim.schedulers import work_stealing
-from mosaicsim.schedulers.base import AGGREGATING, Instances, Load, Problem, Steering, WorkerView
+from mosaicsim.schedulers.base import (
+    AGGREGATING,
+    Instances,
+    Load,
+    Problem,
+    Sharing,
+    Steering,
+    WorkerView,
+)
 from mosaicsim.schedulers.registry import create
 from mosaicsim.workload.calls import NO_ANSWER, Calibration, Ints, Workload
 
@@ -101,6 +110,9 @@ def calibrated(workload: Workload, seed: int = 1) -> Workload:
     )
 
 
+HOST = HostOverhead(base_s=0.006)
+
+
 def run(
     workload: Workload,
     gate: tuple[str, dict[str, Any]],
@@ -115,12 +127,16 @@ def run(
     executor: Executor | None = None,
     kind: type[SimulatedExecutor] = SimulatedExecutor,
 ) -> tuple[Seen, float]:
-    """One steered run on three workers, in simulation unless an executor is given."""
+    """One steered run on three workers, in simulation unless an executor is given.
+
+    With ``slots`` sessions to a worker, half of an iteration is the host's.
+    """
     policy, judge = create("work_stealing", options), create_gate(*gate)
     assert isinstance(policy, Steering)
     workers = tuple(WorkerView(i, f"gpu{i}", "made") for i in range(3))
     pool = Pool(workers, slots, tp, ((0, 1, 2),), (1.0,), at_once)
     spec = replace(spec, config=replace(spec.config, max_num_seqs=seats))
+    spec = replace(spec, host=HOST) if slots > 1 else spec
     told = workload.calibration
     cost = profile_sessions(
         spec,
@@ -136,11 +152,14 @@ def run(
     def cluster() -> SimulatedCluster:
         return SimulatedCluster(lambda name, group, parts: spec, hosts=(0, 0, 0), slots=slots)
 
+    bare = problem_of(np.arange(len(workload.calls)), workers)
+    instances = (Instances(tp, groups, (cost,) * len(groups)),)
     problem: Problem = replace(
-        problem_of(np.arange(len(workload.calls)), workers),
+        bare,
         calibration=told,
         gate=judge,
-        instances=(Instances(tp, groups, (cost,) * len(groups)),),
+        instances=instances,
+        sharings=(Sharing(slots, bare.costs, instances),) if slots > 1 else (),
         rehearsal=Rehearsal(cluster, pool, workload.experts, workload.calls, told, np.random.default_rng),
     )
     steered = Seen(workload, pool, policy.plan(problem), policy, judge, problem_of)

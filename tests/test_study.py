@@ -115,6 +115,29 @@ def test_no_run_beats_the_lower_bound(
         assert run.metrics["lower_bound_s"] <= run.metrics["expert_stage_s"] * (1 + 1e-12)
 
 
+@pytest.mark.parametrize(("host_ms", "slots"), [(0, 1), (60, 2)])
+def test_engines_share_workers_where_the_host_takes_most_of_the_time(host_ms: int, slots: int) -> None:
+    """What the GPU would idle for is another's; without host time two engines only halve the KV cache."""
+    scenario = load_scenario(
+        PAPER,
+        [
+            "replicates=1",
+            "workload.questions=60",
+            "workload.routing=recorded",
+            f"engine.host_base_ms={host_ms}",
+            "engine.host_per_sequence_ms=0",
+            "cluster.experts_per_worker=2",
+            "cluster.hosts=[{device: a100-80g, gpus: 2}]",
+            "aggregator={model: llama-3.1-8b, tp: 1, load_s: 45}",
+            "gates=[{plurality: {tau: 2/3}}]",
+            "schedulers=[{work_stealing: {start: greedy, scenes: 1}}]",
+        ],
+    )
+    (run,) = simulate(scenario).runs
+    assert run.plan_info["sessions_per_worker"] == slots
+    assert run.metrics["lower_bound_s"] <= run.metrics["expert_stage_s"]
+
+
 def test_the_bound_is_reached_by_a_call_alone() -> None:
     """One question, one call, one GPU: load, prefill and decode are all there is, so the bound is tight."""
     scenario = load_scenario(

@@ -98,9 +98,12 @@ class WorkStealing:
             return self._start.plan(problem)
         outlook = Outlook(problem)
         asks = outlook.asks()
-        sharings = [sharing.slots for sharing in problem.sharings] or [1]
-        drafts = [d for slots in sharings for d in self._drafts(problem.shared_by(slots), outlook, slots)]
+        ways = {
+            slots: list(self._drafts(problem.shared_by(slots), outlook, slots))
+            for slots in [sharing.slots for sharing in problem.sharings] or [1]
+        }
         self._prepare(problem, _Held.none(), outlook.k)
+        drafts = self._best_way(problem, list(ways.values()))
         best = self._best(problem, drafts)
         self._held = best.held
         return replace(
@@ -157,6 +160,25 @@ class WorkStealing:
             Rehearsed(placement.expert_stage_s, placement.makespan_s),
         )
 
+    def _best_way(self, problem: Problem, ways: list[list[_Draft]]) -> list[_Draft]:
+        """The drafts of the way to share workers whose draft that is best by the formula rehearses best."""
+        if len(ways) == 1 or problem.rehearsal is None or not self.options.scenes:
+            return [draft for drafts in ways for draft in drafts]
+        firsts = [min(drafts, key=_Draft.makespan_s) for drafts in ways]
+        played = [
+            np.mean([self._play(problem, draft, scene) for scene in range(self.options.scenes)])
+            for draft in firsts
+        ]
+        return ways[int(np.argmin(played))]
+
+    def _play(self, problem: Problem, draft: _Draft, scene: int) -> float:
+        """A draft's makespan in a scene, played once."""
+        assert problem.rehearsal is not None
+        if scene not in draft.plays:
+            self._held = draft.held
+            draft.plays[scene] = problem.rehearsal.play(self, draft.plan, problem, scene)
+        return draft.plays[scene].makespan_s
+
     def _best(self, problem: Problem, drafts: list[_Draft]) -> _Draft:
         """The draft with the least mean makespan over the scenes; by the formula without rehearsals.
 
@@ -165,9 +187,9 @@ class WorkStealing:
         if problem.rehearsal is not None:
             for scene in range(self.options.scenes):
                 for draft in drafts:
-                    self._held = draft.held
-                    draft.plays.append(problem.rehearsal.play(self, draft.plan, problem, scene))
-                drafts = sorted(drafts, key=_Draft.makespan_s)[: max(LEAST_DRAFTS, -(-len(drafts) // 2))]
+                    self._play(problem, draft, scene)
+                drafts = sorted(drafts, key=lambda d: d.mean_s(scene + 1))
+                drafts = drafts[: max(LEAST_DRAFTS, -(-len(drafts) // 2))]
         return min(drafts, key=_Draft.makespan_s)
 
     def _prepare(self, problem: Problem, held: _Held, k: int) -> None:
@@ -368,15 +390,19 @@ class _Draft:
     held: _Held
     instances: Instances
     formula: Rehearsed
-    plays: list[Rehearsed] = field(default_factory=list)
+    plays: dict[int, Rehearsed] = field(default_factory=dict)
+
+    def mean_s(self, scenes: int) -> float:
+        """The mean makespan of the first rehearsals."""
+        return float(np.mean([self.plays[scene].makespan_s for scene in range(scenes)]))
 
     def makespan_s(self) -> float:
         """The mean of its rehearsals, else by the formula."""
-        return float(np.mean([p.makespan_s for p in self.plays or [self.formula]]))
+        return float(np.mean([p.makespan_s for p in self.plays.values() or [self.formula]]))
 
     def expert_stage_s(self) -> float:
         """The same for the expert stage."""
-        return float(np.mean([p.expert_stage_s for p in self.plays or [self.formula]]))
+        return float(np.mean([p.expert_stage_s for p in self.plays.values() or [self.formula]]))
 
 
 @dataclass(frozen=True)
