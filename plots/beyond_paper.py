@@ -31,6 +31,8 @@ ALWAYS, TAU_1 = "always", "plurality(tau=1)"
 STEALING = "{work_stealing: {start: {tail_ilp: {scenes: 0}}, overlap: false, label: stealing, scenes: 2}}"
 MIGRATING = STEALING.replace("label: stealing", "label: migrating, migrate: true")
 TAU_TWO_THIRDS, CANCEL = "plurality(tau=0.667)", "plurality(tau=0.667, cancel)"
+GATES = {"2/3": (TAU_TWO_THIRDS, CANCEL), "1": (TAU_1, TAU_1), "always": (ALWAYS, ALWAYS)}
+"""Gates of the paper's runs and of this project's, which may cancel what cannot change the answer."""
 
 
 def runs_of(result: Result, scheduler: str, gate: str) -> list[Run]:
@@ -75,12 +77,12 @@ def part(
     )
 
 
-def end_to_end(task: str, replicates: int, share: int) -> list[dict[str, Any]]:
+def end_to_end(task: str, replicates: int, share: int, gates: list[str]) -> list[dict[str, Any]]:
     """A row a gate: this project's best policy against the paper's, with the same answers.
 
     The paper runs one model on a GPU at a time; in this project's runs ``share`` may.
     """
-    pairs = ((TAU_TWO_THIRDS, CANCEL), (TAU_1, TAU_1), (ALWAYS, ALWAYS))
+    pairs = [GATES[gate] for gate in gates]
     paper = simulate(part(task, replicates, ("ilp",), tuple(theirs for theirs, _ in pairs)))
     scenario = part(task, replicates, ("steered",), tuple(ours for _, ours in pairs), share)
     result = simulate(scenario)
@@ -235,12 +237,13 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS), help="of mmlu_pro, medmcqa, gpqa")
     parser.add_argument("--replicates", type=int, default=5)
     parser.add_argument("--part", choices=[*PARTS, "both"], default="both", help="which tables")
+    parser.add_argument("--gates", default=",".join(GATES), help="end to end: of 2/3, 1, always")
     parser.add_argument("--share", type=int, default=1, help="engines that may share a GPU end to end, ours")
     parser.add_argument("--cost-errors", default="", help="factors, as 1.5,2; none by default")
     parser.add_argument("--plot", type=Path, help="write the plot of the cost errors there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
-    tasks, n = options.tasks.split(","), options.replicates
+    tasks, n, gates = options.tasks.split(","), options.replicates, options.gates.split(",")
     factors = [float(f) for f in options.cost_errors.split(",") if f] or ([1.5, 2.0] if options.plot else [])
     errors = [row for task in tasks for row in degradation(task, n, factors)] if factors else []
     if options.plot:
@@ -248,7 +251,9 @@ def main() -> None:
     parts = () if factors else PARTS if options.part == "both" else (options.part,)
     stage = [stages(task, n) for task in tasks] if "stage" in parts else []
     whole = (
-        [row for task in tasks for row in end_to_end(task, n, options.share)] if "end_to_end" in parts else []
+        [row for task in tasks for row in end_to_end(task, n, options.share, gates)]
+        if "end_to_end" in parts
+        else []
     )
     if options.json:
         print(json.dumps({"stage": stage, "end_to_end": whole, "cost_errors": errors}, indent=2))

@@ -9,6 +9,9 @@ from mosaicsim.executors.session import EngineSpec
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.workload.calls import Bools, Workload
 
+SPEEDS_BEHIND = 0.05
+"""By so much speeds of engines that share a GPU may be out of date: they are set anew now and then only."""
+
 
 def bound_of_run(fleet: Fleet, workload: Workload, finished: Bools, *, calls_stay: bool = True) -> float:
     """Seconds no schedule of the finished expert calls can beat; ``finished`` has shape (calls,).
@@ -46,10 +49,11 @@ def shares_prefixes(fleet: Fleet, workload: Workload) -> bool:
 def limits_of(spec: EngineSpec, *, shared: bool = False) -> EngineLimits:
     """What bounds an engine, from what it is.
 
-    Of one that may have others beside it on its worker only the GPU's time counts: their hosts' may overlap.
+    Of one that may have others beside it on its worker only the GPU's time counts, since their hosts' may
+    overlap, less what the simulated speeds may be behind.
     """
     return EngineLimits(
-        tables=spec.gpu_tables() if shared else spec.tables,
+        tables=spec.gpu_tables(1 - SPEEDS_BEHIND) if shared else spec.tables,
         load_s=spec.load_s,
         disk_s=spec.disk_s,
         kv_capacity_tokens=spec.config.num_gpu_blocks * spec.config.block_size,

@@ -163,10 +163,10 @@ class Executed:
             return []
         return self.machine.core_sets(self.section.cores_per_worker)
 
-    def _warm_up(self, place: Place) -> WarmUp:
+    def _warm_up(self, place: Place, slots: int) -> WarmUp:
         """The first expert's engine; on a CPU, workers that start together take different cores."""
         cores, worker = self.cores(), place.workers[0]
-        engine = self.engine_of(self.experts[0], place.workers, self.fleet.pool.slots)
+        engine = self.engine_of(self.experts[0], place.workers, slots)
         return WarmUp(engine, cores[worker % len(cores)] if cores else None)
 
     def carry_out(self, orchestrator: Orchestrator | SteeredRun, crew: Crew, ledger: Ledger) -> float:
@@ -187,10 +187,12 @@ class Executed:
             begin_s=orchestrator.log.end_s,
         )
         if (orchestrator.log.status == PENDING).any():
+            course = orchestrator.plan.course
+            slots = course.slots if course is not None else self.fleet.pool.slots
             crew.warm(
-                (Place((w,), slot) for slot in range(self.fleet.pool.slots) for w in range(self.n_workers)),
+                (Place((w,), slot) for slot in range(slots) for w in range(self.n_workers)),
                 section.start_timeout_s,
-                self._warm_up if section.warm_up else None,
+                (lambda place: self._warm_up(place, slots)) if section.warm_up else None,
                 self.fleet.pool.at_once or self.n_workers,
             )
         cpu_s = time.process_time()

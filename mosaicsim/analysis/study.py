@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +28,7 @@ from mosaicsim.analysis.metrics import (
     worker_intervals,
 )
 from mosaicsim.analysis.result import BASELINE, Result, Run
-from mosaicsim.errors import InfeasibleError, ScenarioError, nearest
+from mosaicsim.errors import InfeasibleError, ProfileError, ScenarioError, nearest
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.executors.rehearsal import Rehearsal
@@ -345,14 +346,17 @@ class Replicate:
                 return tuple(tuple(known[m, w.device] for w in workers) for m in experts)
 
             slots = self._fleet.pool.slots
-            costs = on_these(self._true if scheduler.sees_lengths else self._costs(slots))
+            whole = slots > 1 and isinstance(scheduler, Steering)
+            costs = on_these(self._true if scheduler.sees_lengths else self._costs(1 if whole else slots))
             shown = (workload.experts, workload.calls, call_ids, workers, costs, workload.calibration)
             if scheduler.sees_lengths:
                 return OracleProblem(*shown, output_tokens=workload.outcomes.output_tokens)
-            if slots == 1 or not isinstance(scheduler, Steering):
+            if not whole:
                 return Problem(*shown)
-            ways = tuple(Sharing(n, on_these(self._costs(n)), self._instances(n)) for n in (1, slots))
-            return Problem(*shown, sharings=ways)
+            ways = [Sharing(1, on_these(self._costs(1)), self._instances(1))]
+            with suppress(ProfileError, InfeasibleError):  # of less memory some model may need more
+                ways.append(Sharing(slots, on_these(self._costs(slots)), self._instances(slots)))
+            return replace(Problem(*shown), costs=ways[-1].costs, sharings=tuple(ways))
 
         return problem_of
 

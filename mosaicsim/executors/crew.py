@@ -100,8 +100,8 @@ class Crew:
         """Start these and wait until they are up, so that no session pays for a process's start.
 
         Groups that overlap with them end first: what they hold may be needed. With ``first``, those that were
-        not up yet also start and close an engine, ``at_once`` of them at a time. Raises MosaicsimError for
-        one that does not come up, with where its output is.
+        not up yet also start and close an engine, ``at_once`` workers at a time and one on each. Raises
+        MosaicsimError for one that does not come up, with where its output is.
         """
         wanted = list(places)
         self._dismiss({other for place in wanted for other in self.overlapping(place.workers)})
@@ -110,7 +110,9 @@ class Crew:
             self.link(place)
         self._hear_of(new, timeout_s)
         while first is not None and new:
-            some, new = new[:at_once], new[at_once:]
+            firsts = {place.workers: place for place in reversed(new)}
+            some = [place for place in new if firsts[place.workers] is place][:at_once]
+            new = [place for place in new if place not in some]
             for place in some:
                 self.link(place).send(first(place))
             self._hear_of(some, timeout_s)

@@ -81,7 +81,7 @@ class Engine:
     they happen), ``preempted`` how often a call lost its KV, ``cancelled`` which calls were cancelled before
     they finished, ``withdrawn`` which were taken back. ``generated`` is up to date for
     calls that are neither running nor finished: see :meth:`tokens_generated`. From ``clock`` on, ``batch``
-    sequences decode over ``context`` tokens; an ``idle`` engine has nothing to do.
+    sequences decode in iterations of ``step_s``; an ``idle`` engine has nothing to do.
     """
 
     def __init__(self, config: EngineConfig, tables: StepTables, *, reactive: bool = False) -> None:
@@ -99,8 +99,7 @@ class Engine:
         self.withdrawn: set[int] = set()
         self.finished: list[int] = []
         self.clock = 0.0
-        self.batch = self.context = 0
-        self.idle = True
+        self.batch, self.step_s, self.idle = 0, 0.0, True
         self._tables = tables
         self._reactive = reactive
         self._group: list[int] = []
@@ -304,7 +303,7 @@ class Engine:
                 if finish[row] < 0:
                     (waiting.appendleft if row in ahead else waiting.append)(row)
             if not B and not waiting and partial < 0:
-                self.clock, self.batch, self.context, self.idle = t, 0, 0, True
+                self.clock, self.idle = t, True
                 while not cancels and (not arrivals or arrivals[0][0] > horizon):
                     now = horizon
                     horizon = yield arrivals[0][0] if arrivals else inf
@@ -395,7 +394,7 @@ class Engine:
                 else:
                     dt = share + mix_base[0]
                 while t + dt > horizon:
-                    self.clock, self.batch, self.context, self.idle = t, B, C, False
+                    self.clock, self.batch, self.step_s, self.idle = t, B if v1 else 0, dt, False
                     horizon = yield t + dt
                 t += dt
                 stats.prefill_s += share
@@ -426,7 +425,7 @@ class Engine:
                         dt = n * (base + dec_ctx * (C + B * (n - 1) / 2))
                     if t + dt <= horizon:
                         break
-                    self.clock, self.batch, self.context, self.idle = t, B, C, False
+                    self.clock, self.batch, self.step_s, self.idle = t, B, base + dec_ctx * C, False
                     moment = horizon
                     horizon = yield t + dt
                     if not cancels:
@@ -484,5 +483,5 @@ class Engine:
                 B += 1
                 C += ctx
             if finished:
-                self.clock, self.batch, self.context, self.idle = t, B, C, False
+                self.clock, self.batch, self.step_s, self.idle = t, B, dec_base[B] + dec_ctx * C, False
                 horizon = yield t

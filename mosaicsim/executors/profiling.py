@@ -73,18 +73,16 @@ def _sizes(most_calls: int) -> list[int]:
 def _part(spec: EngineSpec, output: Ints, prompt: Ints, n: int, slots: int) -> float:
     """Seconds of a worker, for a second of each of ``slots`` engines that share it, per engine.
 
-    What an iteration takes of the GPU is taken from the mean batch and context of a session of n calls, which
-    are by Little's law what its calls spend in it.
+    By what a session of n calls takes of the GPU, whose iterations are the same without the host's time.
     """
     rows = (np.arange(n) * len(output) / n).astype(np.int64)
-    engine = Engine(spec.config, spec.tables)
-    engine.add(prompt[rows].tolist(), output[rows].tolist())
-    engine.advance()
-    inside = np.array(engine.finish) - np.array(engine.start)
-    whole_s = max(engine.finish)
-    batch = min(max(1, round(float(inside.sum()) / whole_s)), spec.config.max_num_seqs)
-    context = float((inside * (prompt[rows] + output[rows] / 2)).sum()) / whole_s
-    return 1 / (slots * rates([spec.gpu_part(batch, context)] * slots)[0])
+    ends = []
+    for tables in (spec.tables, spec.gpu_tables()):
+        engine = Engine(spec.config, tables)
+        engine.add(prompt[rows].tolist(), output[rows].tolist())
+        engine.advance()
+        ends.append(max(engine.finish))
+    return 1 / (slots * rates([ends[1] / ends[0]] * slots)[0])
 
 
 def _mean_session(

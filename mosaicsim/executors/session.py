@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import simpy
@@ -30,17 +30,18 @@ class EngineSpec:
     unload_s: float = 0.0
     host: HostOverhead = NO_OVERHEAD
 
-    def gpu_part(self, batch: int, context_tokens: float) -> float:
-        """What part of a decode iteration the GPU works."""
-        return 1 - self.host.seconds(batch) / self.tables.decode_s(batch, context_tokens)
-
-    def gpu_tables(self) -> StepTables:
-        """What iterations take of the GPU's time."""
-        host = [self.host.seconds(batch) for batch in range(len(self.tables.decode_base))]
-        return replace(
-            self.tables,
-            decode_base=[whole - own for whole, own in zip(self.tables.decode_base, host, strict=True)],
-            mixed_base=[whole - own for whole, own in zip(self.tables.mixed_base, host, strict=True)],
+    def gpu_tables(self, part: float = 1.0) -> StepTables:
+        """What iterations take of the GPU's time, or a part of that."""
+        tables = self.tables
+        host = [self.host.seconds(batch) for batch in range(len(tables.decode_base))]
+        return StepTables(
+            decode_base=[part * (s - own) for s, own in zip(tables.decode_base, host, strict=True)],
+            decode_context=part * tables.decode_context,
+            mixed_base=[part * (s - own) for s, own in zip(tables.mixed_base, host, strict=True)],
+            prefill=[part * s for s in tables.prefill],
+            mixed_context=part * tables.mixed_context,
+            tokens=[part * s for s in tables.tokens],
+            mixed_pair=part * tables.mixed_pair,
         )
 
 
@@ -102,10 +103,10 @@ class Session:
         return self._pieces[-1][2]
 
     def gpu_part(self) -> float:
-        """What part of an iteration of the engine is GPU time: all where it only prefills."""
-        if not self.engine.batch:
-            return 0.0 if self.engine.idle else 1.0
-        return self.costs.gpu_part(self.engine.batch, self.engine.context)
+        """What part of an iteration that begins now is GPU time."""
+        if self.engine.idle:
+            return 0.0
+        return 1 - self.costs.host.seconds(self.engine.batch) / self.engine.step_s
 
     @property
     def ready_s(self) -> float:

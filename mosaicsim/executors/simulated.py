@@ -38,8 +38,9 @@ from mosaicsim.workload.calls import NO_ANSWER, Floats, Ints
 _LOST = "worker lost"
 _POKE = "something changed"
 
-LEAST_CHANGE = 0.01
-"""Relative change of an engine's speed beside others that counts: every change is an event."""
+LEAST_CHANGE, REFRESH_S = 0.01, 5.0
+"""Relative change of an engine's speed beside others that counts, and seconds between looks at it where
+nothing ends: every change is an event."""
 
 
 @dataclass(frozen=True)
@@ -357,7 +358,10 @@ class SimulatedExecutor:
                 return
             wait = self.env.event()  # a command pokes the process
             if moment < inf:
-                wait = self.env.timeout(max(0.0, session.wall(moment) - self.env.now))
+                seconds = max(0.0, session.wall(moment) - self.env.now)
+                if self._cluster.slots > 1 and seconds > REFRESH_S:
+                    seconds, moment = REFRESH_S, session.tau(float(self.env.now) + REFRESH_S)
+                wait = self.env.timeout(seconds)
             try:
                 yield wait
                 leave = moment

@@ -17,7 +17,7 @@ import numpy as np
 
 from mosaicsim.errors import MosaicsimError
 from mosaicsim.executors.base import Handler
-from mosaicsim.executors.crew import Crew, Place
+from mosaicsim.executors.crew import FAREWELL_S, Crew, Place
 from mosaicsim.executors.messages import (
     AddCalls,
     Begun,
@@ -152,7 +152,7 @@ class VllmExecutor:
         self._sessions: dict[int, _Session] = {}
         self._pinned: dict[int, tuple[int, ...]] = {}
         self._prefetched: dict[tuple[int, ...], str] = {}
-        self._leaving: set[Place] = set()
+        self._leaving: dict[Place, float] = {}
         self._held: dict[Place, tuple[str, int]] = {}
         self._cause: dict[Place, str] = {}
         self._back_at: dict[int, float] = {}
@@ -193,7 +193,7 @@ class VllmExecutor:
             self._now(),
             dict.fromkeys(spec.call_ids.tolist()),
             not spec.open,
-            blocked_by=in_the_way | ({place} & self._leaving),
+            blocked_by=in_the_way | ({place} & self._leaving.keys()),
         )
         self._sessions[spec.session] = session
         prefetched = self._prefetched.get(spec.workers) == spec.expert
@@ -256,17 +256,22 @@ class VllmExecutor:
         taken = {session.place for session in self._sessions.values()}
         slots = [Place(spec.workers, slot) for slot in range(spec.slots)]
         held = spec.expert, spec.slots
-        return min(slots, key=lambda place: (place in taken, self._held.get(place) != held))
+
+        def rank(place: Place) -> tuple[bool, bool, bool]:
+            return place in taken, place in self._leaving, self._held.get(place) != held
+
+        return min(slots, key=rank)
 
     def _make_way(self, place: Place, slots: int) -> set[Place]:
         """Have engines quit that hold what a session is to have; returns the places that are in its way."""
         beside = self._crew.beside(place)
         in_the_way = set(self._crew.overlapping(place.workers))
         in_the_way |= {p for p in beside if slots == 1 or self._held.get(p, ("", slots))[1] != slots}
-        for other in sorted(in_the_way - self._leaving):
-            self._leaving.add(other)
+        for other in sorted(in_the_way - self._leaving.keys()):
+            self._leaving[other] = time.monotonic()
             self._crew.send(other, Quit())
-        return in_the_way
+        # what is about to die gives memory back, which an engine that starts meanwhile must not see
+        return in_the_way | {p for p in beside if p in self._leaving}
 
     def _launch_the_unblocked(self) -> None:
         """Launch what nothing is in the way of.
@@ -423,26 +428,22 @@ class VllmExecutor:
 
     def _bury(self, place: Place, message: Died) -> None:
         """A process ended: as it was told to, or a worker is lost, and with it whatever shares it."""
-        told = place in self._leaving
-        self._leaving.discard(place)
+        told = self._leaving.pop(place, None) is not None
         self._held.pop(place, None)
+        reason = self._cause.pop(place, message.reason)
         if any(s.launched and s.place == place for s in self._sessions.values()) or not told:
             for other in self._crew.beside(place):
-                self._leaving.add(other)
+                self._leaving[other] = time.monotonic()
                 self._crew.kill(other)
-            reason = self._cause.pop(place, message.reason)
-            self._lose(place.workers, place, reason, self._at(message.at_s))
+            self._lose(place, reason, self._at(message.at_s))
         for session in self._sessions.values():
             session.blocked_by.discard(place)
         self._launch_the_unblocked()
 
-    def _lose(self, workers: tuple[int, ...], place: Place, reason: str, at_s: float) -> None:
+    def _lose(self, place: Place, reason: str, at_s: float) -> None:
         """Give up calls that have killed too often, report the worker lost, and plan its return."""
-        lost = [
-            s
-            for s in self._sessions.values()
-            if s.spec.workers == workers and (s.launched or s.place != place)
-        ]
+        workers = place.workers
+        lost = [session for session in self._sessions.values() if session.spec.workers == workers]
         for session in lost:
             if session.place == place:
                 self._blame(session, reason, at_s)
@@ -480,6 +481,9 @@ class VllmExecutor:
                 self._cause[session.place] = f"{what} for {limit:.0f} s"
                 session.heard = now
                 self._crew.kill(session.place)
+        for place, told in self._leaving.items():
+            if now - told > FAREWELL_S:
+                self._crew.kill(place)
         for worker, due in list(self._back_at.items()):
             if now >= due:
                 del self._back_at[worker]
