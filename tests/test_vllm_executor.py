@@ -235,7 +235,7 @@ def test_a_call_that_kills_its_worker_three_times_is_set_aside(models: Path, cre
     executor = Deadly(
         crew,
         2,
-        lambda expert, workers: arguments(models, "b" if expert == "e1" else "a", max_num_seqs=4),
+        lambda expert, workers, slots: arguments(models, "b" if expert == "e1" else "a", max_num_seqs=4),
         recorder,
         patience=Patience(restart_s=0.1),
     )
