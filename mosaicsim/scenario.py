@@ -83,8 +83,8 @@ class ClusterSection(StrictModel):
     hosts: Annotated[tuple[HostSection, ...], Field(min_length=1)]
     experts_per_worker: Annotated[int, Field(ge=1, le=4)] = Field(
         1,
-        description="engines that share a GPU at a time, each with its part of the memory (`num_gpu_blocks` is one "
-        "engine's); a scheduler that steers may choose that none does",
+        description="engines that share a GPU at a time, each with its part of the memory (num_gpu_blocks is "
+        "of one); a scheduler that steers may choose that none does",
     )
     workers_at_once: PositiveInt | None = Field(
         None,

@@ -39,8 +39,8 @@ def profile_sessions(
 
     ``output_tokens`` and ``prompt_tokens``, shape (calibration calls,), are aligned. Sessions run in random
     order, or ``longest_first``, as only one who knows the lengths can. Where ``slots`` sessions share a
-    worker, seconds are a session's part of what so many like it take together; so is the load, which the others
-    can use to generate.
+    worker, seconds are a session's part of what so many like it take together; so is the load, while which
+    the others generate.
     """
     counts = _sizes(min(most_calls, LARGEST_SESSION))
     by_length = np.argsort(output_tokens, kind="stable")

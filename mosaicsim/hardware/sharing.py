@@ -4,7 +4,7 @@ An iteration of an engine is some host time (scheduling, preparing inputs, sampl
 nothing of it to do, and GPU time. Engines in processes of their own overlap: while one is on its host, the
 GPU works for the others, and what they want of it at the same time it divides evenly among them. That is a
 closed network of queues, a processor-sharing one (the GPU) and a delay (the hosts: each engine has a core of
-its own, which the engines of a CPU worker have not), whose throughput depends on the mean times only (Baskett, Chandy, Muntz and Palacios, 1975).
+its own), whose throughput depends on the mean times only (Baskett, Chandy, Muntz and Palacios, 1975).
 """
 
 from __future__ import annotations
