@@ -103,6 +103,7 @@ def end_to_end(task: str, replicates: int, share: int, gates: list[str]) -> list
                 "ours_s": ours_s,
                 "gain": mosaic_s / ours_s,
                 "gains": gains,
+                "share": share,
                 "shared": sum(shared),
                 "expert_stage_gain": mean(paper, "ilp", theirs, "expert_stage_s")
                 / mean(result, "steered", ours, "expert_stage_s"),
@@ -206,7 +207,7 @@ def run_row(r: dict[str, Any]) -> list[str]:
         f"{r['ours_s']:,.0f}",
         f"{r['gain']:.2f}x ({min(r['gains']):.2f} to {max(r['gains']):.2f})",
         f"{r['expert_stage_gain']:.2f}x",
-        f"{r['shared']} of {len(r['gains'])}",
+        *([f"{r['shared']} of {len(r['gains'])}"] if r["share"] > 1 else []),
         f"{r['bound_s']:,.0f}",
         "yes" if r["same_answers"] else "NO",
     ]
@@ -223,8 +224,9 @@ def show(stage: list[dict[str, Any]], whole: list[dict[str, Any]], errors: list[
         "ilp forecast; tail_ilp forecast; stealing forecast",
         [stage_row(r) for r in stage],
     )
+    shared = "; GPUs shared" if any(r["share"] > 1 for r in whole) else ""
     table(
-        "task; gate; MOSAIC s; ours s; gain (each seed); expert stage; GPUs shared; bound s; same answers",
+        f"task; gate; MOSAIC s; ours s; gain (each seed); expert stage{shared}; bound s; same answers",
         [run_row(r) for r in whole],
     )
     table("task; lengths off by; policy; expert stage s; lost", [error_row(r) for r in errors])
