@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import simpy
@@ -31,7 +32,16 @@ class EngineSpec:
     host: HostOverhead = NO_OVERHEAD
 
     def gpu_tables(self, part: float = 1.0) -> StepTables:
-        """What iterations take of the GPU's time, or a part of that."""
+        """What iterations take of the GPU's time, or a part of that; made once."""
+        if part not in self._gpu_tables:
+            self._gpu_tables[part] = self._without_host(part)
+        return self._gpu_tables[part]
+
+    @cached_property
+    def _gpu_tables(self) -> dict[float, StepTables]:
+        return {}
+
+    def _without_host(self, part: float) -> StepTables:
         tables = self.tables
         host = [self.host.seconds(batch) for batch in range(len(tables.decode_base))]
         return StepTables(
