@@ -164,7 +164,7 @@ def _run(
     workload, judge = replicate.workload, replicate.gate(gate)
     policy, plan = replicate.planned(scheduler, gate)
     orchestrator = orchestrate(
-        workload, replicate._fleet.pool, plan, policy, judge, replicate._problem_for(policy),
+        workload, replicate._fleet.pool, plan, policy, judge, replicate._problem_for(policy, gate),
         fallback=create("greedy", {}),
     )  # fmt: skip
     executor = SimulatedExecutor(

@@ -95,6 +95,14 @@ def test_another_trace_calibrates(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(workload.calibration.output_tokens[0], wanted)
 
 
+def test_calibration_tells_what_the_aggregator_would_read() -> None:
+    trace = samples.trace()
+    known = make(trace, "uniform", options={"replacement": False}).calibration
+    assert known.visible_tokens.shape == known.lengths.shape
+    assert (known.visible_tokens <= known.lengths).all()
+    assert ((known.visible_tokens > 0) == (known.lengths > 0)).all()
+
+
 def test_calibration_on_evaluated_questions_is_refused(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "same.parquet")
     trace = write_trace(path, samples.table(samples.columns()), samples.metadata())

@@ -153,7 +153,7 @@ def run(
         return SimulatedCluster(lambda name, group, parts: spec, hosts=(0, 0, 0), slots=slots)
 
     bare = problem_of(np.arange(len(workload.calls)), workers)
-    instances = (Instances(tp, groups, (cost,) * len(groups)),)
+    instances = (Instances(tp, groups, (cost,) * len(groups), 200.0),)
     problem: Problem = replace(
         bare,
         calibration=told,

@@ -365,7 +365,7 @@ class RealReplicate(Replicate):
             plan,
             policy,
             judge,
-            self._problem_for(policy),
+            self._problem_for(policy, gate),
             fallback=create("greedy", {}),
             log=log,
         )

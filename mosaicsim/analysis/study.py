@@ -169,7 +169,7 @@ class Replicate:
         self._planned: dict[tuple[str, str], tuple[Scheduler, Plan]] = {}
         self._gates: dict[str, Gate] = {}
         self._profiled: dict[int, Costs] = {}
-        self._aggregators: dict[int, tuple[Instances, ...]] = {}
+        self._aggregators: dict[tuple[int, str], tuple[Instances, ...]] = {}
 
     def run(self, scheduler: Policy, gate: Policy) -> Run:
         """One scheduler under one gate."""
@@ -181,7 +181,7 @@ class Replicate:
             plan,
             policy,
             judge,
-            self._problem_for(policy),
+            self._problem_for(policy, gate),
             fallback=create("greedy", {}),
         )
         executor = SimulatedExecutor(
@@ -224,10 +224,10 @@ class Replicate:
     def plan_of(self, policy: Scheduler, calls: Ints, gate: Policy | None) -> Plan:
         """A plan for some of the calls, checked; one that steers is told of the gate and the aggregator."""
         problem = replace(
-            self._problem_for(policy)(calls, self._fleet.pool.workers), rehearsal=self._rehearsal
+            self._problem_for(policy, gate)(calls, self._fleet.pool.workers), rehearsal=self._rehearsal
         )
         if gate is not None and isinstance(policy, Steering):
-            problem = replace(problem, gate=self.gate(gate), instances=self._instances(1))
+            problem = replace(problem, gate=self.gate(gate), instances=self._instances(1, gate))
         plan = policy.plan(problem)
         check_plan(plan, problem, policy.name)
         return plan
@@ -247,14 +247,21 @@ class Replicate:
             lambda scene: self._streams(f"rehearsal.{scene}"),
         )
 
-    def _instances(self, slots: int) -> tuple[Instances, ...]:
-        """The ways to run the aggregator, with a sweep over its calibration calls for each kind of device."""
-        if slots not in self._aggregators:
-            self._aggregators[slots] = tuple(self._sweep_aggregator(slots))
-        return self._aggregators[slots]
+    def _instances(self, slots: int, gate: Policy) -> tuple[Instances, ...]:
+        """The ways to run the aggregator, with a sweep over its calls for each kind of device."""
+        key = slots, gate.label
+        if key not in self._aggregators:
+            self._aggregators[key] = tuple(self._sweep_aggregator(slots, *self._asking_calls(gate)))
+        return self._aggregators[key]
 
-    def _sweep_aggregator(self, slots: int) -> Iterator[Instances]:
-        calibration, most = self.workload.calibration, self.workload.n_questions
+    def _asking_calls(self, gate: Policy) -> tuple[Ints, Ints]:
+        """Output and prompt tokens of calibration calls of the aggregator, where known those that ask."""
+        if self._rehearsal is not None:
+            return self._rehearsal.asked(self.gate(gate))
+        calibration = self.workload.calibration
+        return calibration.aggregator_output_tokens, calibration.aggregator_prompt_tokens
+
+    def _sweep_aggregator(self, slots: int, output: Ints, prompt: Ints) -> Iterator[Instances]:
         for tp, groups in self._fleet.aggregator_groups():
             sharing = slots if tp == 1 else 1
             costs: dict[str, SessionCost] = {}
@@ -263,14 +270,14 @@ class Replicate:
                 if device not in costs:
                     costs[device] = profile_sessions(
                         self._fleet.engine_of(AGGREGATOR, group, sharing),
-                        calibration.aggregator_output_tokens,
-                        calibration.aggregator_prompt_tokens,
-                        most,
+                        output,
+                        prompt,
+                        self.workload.n_questions,
                         self._fleet.profile_of(AGGREGATOR, device, tp).reasoning,
                         self._streams(f"profiling.{AGGREGATOR}.{tp}.{device}"),
                         slots=sharing,
                     )
-            yield Instances(tp, groups, tuple(costs[device] for device in devices))
+            yield Instances(tp, groups, tuple(costs[device] for device in devices), float(prompt.mean()))
 
     def gate(self, gate: Policy) -> Gate:
         """The gate, fitted to the calibration questions if it is such a one; once, whatever the scheduler."""
@@ -336,7 +343,9 @@ class Replicate:
                     raise InfeasibleError(f"experts.{name} on {device}: {error}") from None
         return costs
 
-    def _problem_for(self, scheduler: Scheduler) -> Callable[[Ints, tuple[WorkerView, ...]], Problem]:
+    def _problem_for(
+        self, scheduler: Scheduler, gate: Policy | None
+    ) -> Callable[[Ints, tuple[WorkerView, ...]], Problem]:
         """What the scheduler is shown; only one that says so is shown lengths."""
         workload = self.workload
 
@@ -351,11 +360,11 @@ class Replicate:
             shown = (workload.experts, workload.calls, call_ids, workers, costs, workload.calibration)
             if scheduler.sees_lengths:
                 return OracleProblem(*shown, output_tokens=workload.outcomes.output_tokens)
-            if not whole:
+            if not whole or gate is None:
                 return Problem(*shown)
-            ways = [Sharing(1, on_these(self._costs(1)), self._instances(1))]
+            ways = [Sharing(1, on_these(self._costs(1)), self._instances(1, gate))]
             with suppress(ProfileError, InfeasibleError):  # of less memory some model may need more
-                ways.append(Sharing(slots, on_these(self._costs(slots)), self._instances(slots)))
+                ways.append(Sharing(slots, on_these(self._costs(slots)), self._instances(slots, gate)))
             return replace(Problem(*shown), costs=ways[-1].costs, sharings=tuple(ways))
 
         return problem_of

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mosaicsim.aggregation.base import Decision, GateOptions, Verdict
+from mosaicsim.aggregation.base import ASK, Decision, Gate, GateOptions, Verdict
 from mosaicsim.executors.runaways import Runaways, expected_makespan_s, runaway_ends_s, without
 from mosaicsim.executors.simulated import SimulatedCluster, SimulatedExecutor
 from mosaicsim.runtime.orchestrator import AGGREGATOR
@@ -31,6 +31,9 @@ from mosaicsim.workload.calls import (
     Outcomes,
     Workload,
 )
+
+ASKED_SCENES = 4
+"""Scenes from which the calls that ask the aggregator are taken."""
 
 
 class Rehearsal:
@@ -79,6 +82,29 @@ class Rehearsal:
                 ends[row.spec.workers[0]] = max(ends[row.spec.workers[0]], row.usage.end_s)
         return Rehearsed(run.expert_stage_s, makespan, tuple(ends[w.index] for w in problem.workers))
 
+    def asked(self, gate: Gate) -> tuple[Ints, Ints]:
+        """Output and prompt tokens of the aggregator calls in a few scenes; of all of them if none asks.
+
+        Which questions ask matters: disputed ones run longer, and so do the texts that are read.
+        """
+        outputs, prompts = [], []
+        for scene in range(ASKED_SCENES):
+            workload = self._scene(scene)
+            k = len(self._calls) // workload.n_questions
+            answers = workload.outcomes.answer.reshape(-1, k)
+            ballots = Ballots(
+                answers,
+                self._calls.expert.reshape(-1, k),
+                np.full(answers.shape, np.nan),
+                workload.categories,
+            )
+            asks = gate.decide_all(ballots) == ASK
+            outputs.append(workload.aggregator.output_tokens[asks])
+            prompts.append(workload.aggregator.prompt_tokens[asks])
+        if not sum(map(len, outputs)):
+            return workload.aggregator.output_tokens, workload.aggregator.prompt_tokens
+        return np.concatenate(outputs), np.concatenate(prompts)
+
     def _feared_s(self, makespan_s: float, log: RunLog) -> float:
         """The mean makespan over whether and which aggregator call of the play runs away."""
         n = len(self._calls)
@@ -119,12 +145,21 @@ class Rehearsal:
             calls=calls,
             outcomes=Outcomes(lengths, lengths, answers, np.zeros(len(calls), np.bool_)),
             aggregator=AggregatorCalls(
-                seen.aggregator_prompt_tokens[source],
+                seen.aggregator_prompt_tokens[source] + self._read(row, sample).reshape(n, k).sum(axis=1),
                 without(seen.aggregator_output_tokens, seen.aggregator_output_tokens[source], rng),
                 np.zeros(n, np.bool_),
             ),
             calibration=seen,
         )
+
+    def _read(self, row: Ints, sample: Ints) -> Ints:
+        """Tokens the aggregator reads of each call, shape (calls,): its expert's mean where not known."""
+        seen, experts = self._calibration.visible_tokens, self._calls.expert
+        if not len(seen):
+            return np.zeros(len(experts), np.int64)
+        read = seen[row, experts, sample]
+        known = np.maximum((seen > 0).sum(axis=(0, 2)), 1)
+        return np.where(read > 0, read, seen.sum(axis=(0, 2))[experts] // known[experts])
 
 
 def _alike(wanted: Ints, known: Ints, rng: np.random.Generator) -> Ints:

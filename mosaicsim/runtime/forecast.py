@@ -87,8 +87,6 @@ class Forecast:
 
 def _aggregator_weights(workload: Workload, instances: Instances) -> list[float]:
     """What each question's aggregator call counts for: its prompt is known, its output the average."""
-    seen = workload.calibration.aggregator_prompt_tokens
-    mean = max(float(seen.mean()), 1.0) if len(seen) else 1.0
-    output = instances.costs[0].mean_output_tokens
+    mean, output = instances.mean_prompt_tokens, instances.costs[0].mean_output_tokens
     weights: list[float] = ((workload.aggregator.prompt_tokens + output) / (mean + output)).tolist()
     return weights

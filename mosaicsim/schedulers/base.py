@@ -99,11 +99,15 @@ class WorkerView:
 
 @dataclass(frozen=True)
 class Instances:
-    """A way to run the aggregator: an instance on each of ``groups`` of ``tp`` workers, at ``costs``."""
+    """A way to run the aggregator: an instance on each of ``groups`` of ``tp`` workers, at ``costs``.
+
+    These are of calls with ``mean_prompt_tokens``.
+    """
 
     tp: int
     groups: tuple[tuple[int, ...], ...]
     costs: tuple[SessionCost, ...]
+    mean_prompt_tokens: float
 
 
 @dataclass(frozen=True)

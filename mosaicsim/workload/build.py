@@ -266,13 +266,14 @@ def calibration_of(profiled: Block, rows: Ints, drawn: Ints, categories: Sequenc
     masks = [mask if mask.any() else np.ones_like(mask) for mask in masks]
     questions = np.unique(columns.question)
     table = _profiled_rows(profiled, questions, drawn.shape[1])
-    length, prompt = _calibration_aggregator(profiled, columns, questions, drawn.shape[1])
+    length, prompt = _calibration_aggregator(profiled, columns, questions)
     return Calibration(
         output_tokens=tuple(columns.output_tokens[mask] for mask in masks),
         prompt_tokens=tuple(columns.prompt_tokens[mask] for mask in masks),
         category=tuple(category[mask] for mask in masks),
         answers=np.where(table >= 0, profiled.columns.answer[table], NO_ANSWER),
         lengths=np.where(table >= 0, profiled.columns.output_tokens[table], 0),
+        visible_tokens=np.where(table >= 0, profiled.columns.visible_tokens[table], 0),
         question_category=_category_codes(categories, profiled)[profiled.trace.first_row[questions]],
         aggregator_output_tokens=length,
         aggregator_prompt_tokens=prompt,
@@ -293,11 +294,11 @@ def _profiled_rows(profiled: Block, questions: Ints, k: int) -> Ints:
     return profiled.find(questions[:, None, None], experts[:, None], samples)
 
 
-def _calibration_aggregator(profiled: Block, columns: Columns, questions: Ints, k: int) -> tuple[Ints, Ints]:
-    """Output and prompt tokens of an aggregator call on each calibration question.
+def _calibration_aggregator(profiled: Block, columns: Columns, questions: Ints) -> tuple[Ints, Ints]:
+    """Output tokens of an aggregator call on each calibration question, and its prompt without proposals.
 
-    Recorded where the trace has the rows, with k proposals of the question's mean visible length; else the
-    median of the model in :mod:`~mosaicsim.workload.aggregator_model`.
+    Recorded where the trace has the rows; else the median of the model in
+    :mod:`~mosaicsim.workload.aggregator_model`.
     """
     place = np.searchsorted(questions, columns.question)
     n = np.maximum(np.bincount(place), 1)
@@ -305,15 +306,12 @@ def _calibration_aggregator(profiled: Block, columns: Columns, questions: Ints, 
     def mean(column: Ints) -> Ints:
         return np.rint(np.bincount(place, weights=column) / n).astype(np.int64)
 
-    proposals = k * mean(columns.visible_tokens)
     rows = profiled.aggregator(questions)
     if rows is None:
         length = np.maximum(np.rint(LENGTH_MEDIAN * mean(columns.output_tokens)), 1).astype(np.int64)
-        return np.minimum(length, MAX_OUTPUT_TOKENS), mean(
-            columns.prompt_tokens
-        ) + TEMPLATE_TOKENS + proposals
+        return np.minimum(length, MAX_OUTPUT_TOKENS), mean(columns.prompt_tokens) + TEMPLATE_TOKENS
     own = profiled.columns.take(rows)
-    return own.output_tokens, own.prompt_tokens + proposals
+    return own.output_tokens, own.prompt_tokens
 
 
 def describe_popularity(drawn: Ints, n_experts: int, router: Router[Any]) -> str:

@@ -86,9 +86,10 @@ class Calibration:
 
     ``output_tokens[m]`` and ``prompt_tokens[m]`` are expert m's calibration calls, one array an expert, and
     ``category[m]`` their categories, coded as in :class:`CallTable`. ``answers`` has shape (questions,
-    experts, samples), NO_ANSWER where nothing was profiled; ``lengths``, of the same shape, is 0 there, and
-    ``question_category`` (questions,) goes with both. ``aggregator_output_tokens`` and
-    ``aggregator_prompt_tokens`` are an aggregator call a question. What is empty is not known.
+    experts, samples), NO_ANSWER where nothing was profiled; ``lengths`` and ``visible_tokens``, of the same
+    shape, are 0 there, and ``question_category`` (questions,) goes with them. ``aggregator_output_tokens`` is
+    an aggregator call a question, ``aggregator_prompt_tokens`` its prompt without what it reads of the
+    experts' calls. What is empty is not known.
     """
 
     output_tokens: tuple[Ints, ...]
@@ -96,6 +97,7 @@ class Calibration:
     category: tuple[Ints, ...] = ()
     answers: Ints = field(default_factory=lambda: np.zeros((0, 0, 1), np.int64))
     lengths: Ints = field(default_factory=lambda: np.zeros((0, 0, 1), np.int64))
+    visible_tokens: Ints = field(default_factory=lambda: np.zeros((0, 0, 1), np.int64))
     question_category: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     aggregator_output_tokens: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     aggregator_prompt_tokens: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
