@@ -513,7 +513,7 @@ def test_no_aggregator_goes_ahead_of_a_worker_s_own_experts() -> None:
             ([Job((0,), 0, {50: None}), Job((0,), AGGREGATING, {n + 1: None})], [1]),
         ]:
             steered._lanes.planned[0] = deque(own)
-            steered._relieve(0, 0.0)
+            steered._takeovers.for_worker(0, set(), 0.0)
             assert offered == seen
 
 

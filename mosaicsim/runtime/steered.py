@@ -36,9 +36,9 @@ from mosaicsim.runtime.orchestrator import AGGREGATOR, FRUITLESS_LOSSES, Orchest
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.questions import Questions
 from mosaicsim.runtime.runlog import PENDING, RunLog, SessionRow
+from mosaicsim.runtime.takeovers import Takeovers
 from mosaicsim.schedulers.base import (
     AGGREGATING,
-    Load,
     Plan,
     Problem,
     Scheduler,
@@ -90,6 +90,7 @@ class SteeredRun:
         problem = problem_of(np.zeros(0, np.int64), pool.workers).shared_by(plan.course.slots)
         self._forecast = Forecast(workload, pool, problem.costs, plan.course)
         self._lanes = Lanes(pool, plan.course, self._forecast)
+        self._takeovers = Takeovers(self._lanes, self._forecast, scheduler, plan.course)
         self._awaits: dict[int, tuple[int, int]] = {}
         self._loose: dict[int, dict[int, None]] = {}
         self._ready_questions: list[int] = []
@@ -450,53 +451,13 @@ class SteeredRun:
     def _relieve(self, worker: int, now: float) -> None:
         """Let a free worker take calls from another's session, if the scheduler finds that it pays.
 
-        What it has planned itself then waits, as may suit sessions that anyone can take later. Calls that the
-        executor has to give back first are for idle workers only. Started ones go on where they are until the
-        model is loaded. An aggregator session takes every question that becomes ready, so it may last to the
-        end: a worker with experts of its own planned starts none for others.
+        Started ones go on where they are until the model is loaded.
         """
-        loads, jobs = [], []
-        busy = any(job.expert != AGGREGATING for job in self._lanes.planned[worker])
-        own_s = self._lanes.backlog_s(worker, now)
-        asked, phase = self._asked(), self._lanes.phase()
-        for other in sorted(self._lanes.alive - {worker}):
-            end_s = self._lanes.backlog_s(other, now)
-            for job in self._lanes.of(other):
-                started = job.ready and not job.kept and self._may_go(job) > 0
-                if len(job.workers) > 1 or job.stopping or not job.calls or (job.drained and not started):
-                    continue
-                if job.number in asked or job.phase > phase:
-                    continue
-                if self._lanes.planned[worker] and job.number is not None and not job.kept:
-                    continue
-                here = (worker,)
-                if job.expert == AGGREGATING and (busy or here not in self._course.instances.groups):
-                    continue
-                cost, left_s = self._forecast.cost(job.expert, here), self._lanes.left_s(job, now)
-                longer_s = self._forecast.longer_s(job, left_s) if started else 0.0
-                jobs.append(job)
-                loads.append(
-                    Load(
-                        other,
-                        job.expert,
-                        len(job.calls),
-                        end_s + longer_s,
-                        self._lanes.loads_for_s(job, now) if job.number is None else 0.0,
-                        self._forecast.cost(job.expert, job.workers),
-                        cost,
-                        self._lanes.load_s(here, job.expert, behind=False),
-                        own_s,
-                        job.number is not None,
-                        self._may_go(job) if started else len(job.kept) or len(job.calls),
-                        started,
-                        left_s + longer_s,
-                    )
-                )
-        choice = self._scheduler.relieve(loads) if loads else None
+        choice = self._takeovers.for_worker(worker, self._asked(), now)
         if choice is None:
             return
-        job, n = jobs[choice[0]], min(choice[1], loads[choice[0]].movable)
-        if loads[choice[0]].started and job.number is not None:
+        job, n, started = choice
+        if started and job.number is not None:
             self._start(Job((worker,), job.expert, {}, job.phase, coming=(job.number, n)), now)
             return
         taken = list(job.kept or job.calls)[-n:]
@@ -507,41 +468,14 @@ class SteeredRun:
         self._awaits[worker] = job.number, n
         self._executor.withdraw_calls(job.number, np.array(taken, np.int64))
 
-    def _may_go(self, job: Job) -> int:
-        """How many of a session's started calls may go."""
-        if not self._course.migrate or job.stays:
-            return 0
-        return self._scheduler.may_go(len(job.calls), waited_for=bool(self._lanes.planned[job.workers[0]]))
-
     def _merge(self, now: float) -> None:
         """Let the last calls of a session that others wait behind join another session of its expert."""
-        phase, asked = self._lanes.phase(), self._asked()
-        settled = [
-            job
-            for job in self._lanes.running.values()
-            if job.ready and job.calls and not job.kept and not job.stopping and job.expert != AGGREGATING
-            if job.coming is None and job.number not in asked
-        ]
+        asked = self._asked()
+        settled = self._takeovers.settled(asked)
         for job in settled:
-            planned = self._lanes.planned[job.workers[0]]
-            # a group's session would still wait for its other workers
-            behind = sum(len(j.calls) for j in planned if j.phase <= phase and len(j.workers) == 1)
-            if not behind or job.stays or job.number is None or job.coming or job.number in asked:
-                continue
-            others = [
-                other
-                for other in settled
-                if other is not job and other.expert == job.expert
-                if other.coming is None and other.number not in asked
-                if len(other.calls) + len(job.calls)
-                <= self._forecast.cost(other.expert, other.workers).sequences
-            ]
-            left_s = self._lanes.left_s(job, now)
-            left_s += self._forecast.longer_s(job, left_s)
-            sizes = [len(other.calls) for other in others]
-            choice = self._scheduler.merge(len(job.calls), left_s, behind, sizes)
-            if choice is not None:
-                others[choice].coming = job.number, len(job.calls)
+            other = self._takeovers.to_join(job, settled, asked, now)
+            if other is not None and job.number is not None:
+                other.coming = job.number, len(job.calls)
                 asked.add(job.number)
                 self._executor.withdraw_calls(job.number, np.array(list(job.calls), np.int64), started=True)
 
@@ -555,7 +489,7 @@ class SteeredRun:
         assert job.coming is not None
         number, n = job.coming
         giver = self._lanes.running.get(number)
-        n = min(n, self._may_go(giver)) if giver is not None and not giver.stopping else 0
+        n = min(n, self._takeovers.may_go(giver)) if giver is not None and not giver.stopping else 0
         if giver is None or not n:
             job.coming = None
             return
@@ -604,7 +538,7 @@ class SteeredRun:
                 job.mixed, job.stays = True, not len(event.call_ids)
             for call in calls:
                 self._join(taker, call)
-        elif calls and job and worker in self._lanes.alive and self._pays(job, len(calls), worker):
+        elif calls and job and worker in self._lanes.alive and self._takeovers.pays(job, len(calls), worker):
             self._put_first(Job((worker,), job.expert, dict.fromkeys(calls), job.phase))
         elif calls and job is not None and not job.stopping:
             for call in calls:
@@ -613,13 +547,6 @@ class SteeredRun:
         else:
             self._seat_all(calls, event.at_s)
         self._judge(sorted({c // self._questions.k for c in moot}), event.at_s)
-
-    def _pays(self, job: Job, n: int, worker: int) -> bool:
-        """Whether taking over so many calls, fewer than asked for perhaps, still is worth the load."""
-        cost, here = self._forecast.cost(job.expert, job.workers), self._forecast.cost(job.expert, (worker,))
-        load = self._lanes.load_s((worker,), job.expert, behind=False)
-        before = cost.predict_s(len(job.calls) + n)
-        return before - max(cost.predict_s(len(job.calls)), load + here.predict_s(n)) > load
 
     # lost workers
 
