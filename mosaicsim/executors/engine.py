@@ -206,9 +206,8 @@ class Engine:
         watermark, quarter = cfg.watermark_blocks, cfg.max_num_seqs / 4
         dec_base, dec_ctx = tables.decode_base, tables.decode_context
         mix_base, mix_ctx, mix_pair = tables.mixed_base, tables.mixed_context, tables.mixed_pair
-        prefill_s, tokens_s = tables.prefill, tables.tokens
-        if not v1:  # its prefills run alone
-            prefill_s = [s + tokens_s[tokens] for tokens, s in enumerate(prefill_s)]
+        tokens_s = tables.tokens
+        prefill_s = tables.prefill if v1 else tables.prefill_alone
         prompt, output, group, finish_step = self.prompt, self.output, self._group, self._finish_step
         start, first_token, finish = self.start, self.first_token, self.finish
         generated, preempted = self.generated, self.preempted

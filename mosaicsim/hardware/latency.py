@@ -9,6 +9,7 @@ C grows by B each time, cost an arithmetic series in closed form.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, Self
 
 import numpy as np
@@ -54,6 +55,11 @@ class StepTables:
         """Fill in ``tokens`` where a form has none."""
         if not self.tokens:
             self.tokens.extend([0.0] * (len(self.mixed_base) + len(self.prefill) - 1))
+
+    @cached_property
+    def prefill_alone(self) -> list[float]:
+        """``prefill[P] + tokens[P]``: of a step that decodes nothing, as all prefills of V0. Made once."""
+        return [s + tokens for s, tokens in zip(self.prefill, self.tokens, strict=False)]
 
     def decode_s(self, batch: int, context_tokens: float) -> float:
         """Seconds of one decode-only step."""

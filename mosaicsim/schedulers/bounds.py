@@ -380,12 +380,12 @@ def _decode_steps(engine: EngineLimits) -> tuple[Floats, float]:
 def _prefill_rate(engine: EngineLimits) -> float:
     """Least seconds a prefilled token costs; a step that stands alone shares its base among its tokens."""
     base = 0.0 if engine.mixes_prefill else engine.tables.mixed_base[0]
-    return _least_rate([base + seconds for seconds in engine.tables.prefill])
+    return _least_rate(engine.tables.prefill, base)
 
 
-def _least_rate(prefill: Sequence[float]) -> float:
-    """Least seconds a token in a table by tokens; 0 for a table that ends at no tokens."""
-    seconds = np.array(prefill[1:])
+def _least_rate(prefill: Sequence[float], base_s: float = 0.0) -> float:
+    """Least seconds a token, with ``base_s`` a step, in a table by tokens; 0 if that ends at no tokens."""
+    seconds = base_s + np.array(prefill[1:])
     return float((seconds / np.arange(1, len(prefill))).min()) if len(seconds) else 0.0
 
 
