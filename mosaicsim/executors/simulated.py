@@ -400,11 +400,9 @@ class SimulatedExecutor:
         engine = session.engine
         ids = np.array([session.ids[row] for row in rows], np.int64)
         cancelled = np.array([row in engine.cancelled for row in rows], np.bool_)
-
-        def seconds(column: list[float]) -> Floats:
-            return session.walls(np.array([column[row] for row in rows], np.float64))
-
-        start_s, first_token_s = seconds(engine.start), seconds(engine.first_token)
+        columns = engine.start, engine.first_token, engine.finish
+        taus = np.array([[column[row] for row in rows] for column in columns], np.float64)
+        start_s, first_token_s, finish_s = session.walls(taus)
         preemptions = np.array([engine.preempted[row] for row in rows], np.int64)
         for i, begun in enumerate(map(self._begun.get, ids.tolist()) if self._begun else ()):
             if begun is not None:
@@ -415,7 +413,7 @@ class SimulatedExecutor:
             call_ids=ids,
             start_s=start_s,
             first_token_s=first_token_s,
-            finish_s=seconds(engine.finish),
+            finish_s=finish_s,
             output_tokens=np.array([engine.tokens_generated(row) for row in rows], np.int64),
             preemptions=preemptions,
             cancelled=cancelled,

@@ -123,15 +123,14 @@ class Questions:
 
     def _ballot(self, question: int, *, whole: bool = False) -> Ballot:
         """A question as it stands; as a ``whole``, a call that was cancelled gave no answer."""
-        own = slice(question * self.k, (question + 1) * self.k)
-        status, experts = self._log.status[own].tolist(), self._expert[own].tolist()
-        counted = [whole or s in (FINISHED, FAILED) for s in status]
+        log, own = self._log, slice(question * self.k, (question + 1) * self.k)
+        columns = log.status[own], self._expert[own], log.answer[own], log.confidence[own]
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
+        ended = [row for row in rows if whole or row[0] in (FINISHED, FAILED)]
         return Ballot(
-            answers=tuple(a for a, c in zip(self._log.answer[own].tolist(), counted, strict=True) if c),
-            experts=tuple(m for m, c in zip(experts, counted, strict=True) if c),
-            confidences=tuple(
-                x for x, c in zip(self._log.confidence[own].tolist(), counted, strict=True) if c
-            ),
-            pending=tuple(m for m, s in zip(experts, status, strict=True) if s == PENDING),
+            answers=tuple([row[2] for row in ended]),
+            experts=tuple([row[1] for row in ended]),
+            confidences=tuple([row[3] for row in ended]),
+            pending=tuple([row[1] for row in rows if row[0] == PENDING]),
             category=self._categories[question],
         )

@@ -6,8 +6,10 @@ parties register one through the entry-point group ``mosaicsim.schedulers``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import ceil
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -47,14 +49,17 @@ class SessionCost:
 
     def ended_s(self, n_calls: float, share: float) -> float:
         """Seconds until a share of the calls of a session of ``n_calls`` has ended; 0 where not known."""
-        if not len(self.progress):
+        counts, _, progress = self._columns
+        if not progress:
             return 0.0
-        place = share * self.progress.shape[1]
-        above = min(max(ceil(place), 1), self.progress.shape[1])
-        upper = self.progress[:, above - 1]
-        lower = self.progress[:, above - 2] if above > 1 else np.zeros_like(upper)
-        at_sizes = lower + (upper - lower) * (place - above + 1)
-        return float(np.interp(n_calls, self.counts, at_sizes)) * self.predict_s(n_calls)
+        place = share * len(progress[0])
+        above = min(max(ceil(place), 1), len(progress[0]))
+
+        def at_size(row: int) -> float:
+            upper, lower = progress[row][above - 1], progress[row][above - 2] if above > 1 else 0.0
+            return lower + (upper - lower) * (place - above + 1)
+
+        return _interpolated(counts, at_size, n_calls) * self.predict_s(n_calls)
 
     def at_pace(self, factor: float) -> SessionCost:
         """The cost where generating takes ``factor`` times as long."""
@@ -78,10 +83,28 @@ class SessionCost:
         """Seconds to generate ``n_calls``: interpolated in the sweep, extended by its last slope."""
         if n_calls <= 0:
             return 0.0
-        if n_calls > self.counts[-1] and len(self.counts) > 1:
-            slope = (self.generate_s[-1] - self.generate_s[-2]) / (self.counts[-1] - self.counts[-2])
-            return float(self.generate_s[-1] + slope * (n_calls - self.counts[-1]))
-        return float(np.interp(n_calls, self.counts, self.generate_s))
+        counts, seconds, _ = self._columns
+        if n_calls > counts[-1] and len(counts) > 1:
+            slope = (seconds[-1] - seconds[-2]) / (counts[-1] - counts[-2])
+            return seconds[-1] + slope * (n_calls - counts[-1])
+        return _interpolated(counts, seconds.__getitem__, n_calls)
+
+    @cached_property
+    def _columns(self) -> tuple[list[float], list[float], list[list[float]]]:
+        """The sweep as plain lists: a run that is steered asks for single numbers, millions of times."""
+        counts: list[float] = self.counts.tolist()
+        seconds: list[float] = self.generate_s.tolist()
+        progress: list[list[float]] = self.progress.tolist()
+        return counts, seconds, progress
+
+
+def _interpolated(x: list[float], y: Callable[[int], float], at: float) -> float:
+    """``np.interp`` of one number, to the last bit, asking for two values of ``y`` only."""
+    above = bisect_right(x, at)
+    if above in (0, len(x)):
+        return y(max(above - 1, 0))
+    low = y(above - 1)
+    return (y(above) - low) / (x[above] - x[above - 1]) * (at - x[above - 1]) + low
 
 
 @dataclass(frozen=True)
