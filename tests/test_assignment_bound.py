@@ -18,6 +18,7 @@ from mosaicsim.executors.engine import Engine, EngineConfig
 from mosaicsim.executors.fleet import Fleet
 from mosaicsim.hardware.latency import HingeLatency, HostOverhead, StepTables, TwoRegimeLatency
 from mosaicsim.scenario import load_scenario
+from mosaicsim.schedulers import step_prices
 from mosaicsim.schedulers.assignment_bound import assignment_bound
 from mosaicsim.schedulers.bounds import EngineLimits, expert_stage_lower_bound
 from mosaicsim.schedulers.hosted_calls import HostedCalls
@@ -99,7 +100,11 @@ def test_no_engine_run_beats_the_bound(data: st.DataObject) -> None:
             own = order[((worker == w) & (expert == m) & (session == s))[order]]
             busy[w] += generate_s(engines[m], prompt[own], output[own], budget=40)
     calls, rows = table(expert.tolist(), prompt.tolist()), [[limit] * n_workers for limit in engines]
-    assert assignment_bound(calls, output, rows, node_limit=50, rounds=1) <= busy.max() * (1 + 1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        # whatever prices are found are valid; one example in hundreds would look for better ones for a minute
+        patch.setattr(step_prices, "MOST_COLUMNS", 10)
+        bound = assignment_bound(calls, output, rows, node_limit=50, rounds=1)
+    assert bound <= busy.max() * (1 + 1e-9)
 
 
 @settings(max_examples=25, deadline=None)

@@ -93,7 +93,7 @@ def aggregator_of(gates: str) -> Instances:
 def test_questions_that_ask_are_the_long_ones() -> None:
     """On GPQA: experts that are cut off do not agree, and all that they wrote is read."""
     few, all_of_them = aggregator_of("{plurality: {tau: 2/3}}"), aggregator_of("always")
-    assert few.mean_prompt_tokens > 1.5 * all_of_them.mean_prompt_tokens
+    assert few.mean_prompt_tokens > 2.5 * all_of_them.mean_prompt_tokens
     assert few.costs[0].mean_output_tokens > 1.2 * all_of_them.costs[0].mean_output_tokens
     sizes: Ints = np.arange(4, 64, 10)
     assert all(few.costs[0].predict_s(n) > all_of_them.costs[0].predict_s(n) for n in sizes.tolist())
