@@ -115,9 +115,11 @@ def test_no_run_beats_the_lower_bound(
         assert run.metrics["lower_bound_s"] <= run.metrics["expert_stage_s"] * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("host_ms", "slots"), [(0, 1), (60, 2)])
-def test_engines_share_workers_where_the_host_takes_most_of_the_time(host_ms: int, slots: int) -> None:
-    """What the GPU would idle for is another's; without host time two engines only halve the KV cache."""
+@pytest.mark.parametrize(("host_ms", "memory", "slots"), [(0, 0.55, 1), (60, 0.9, 2)])
+def test_engines_share_workers_where_the_host_takes_most_of_the_time(
+    host_ms: int, memory: float, slots: int
+) -> None:
+    """What the GPU would idle for is another's; without host time, and with little memory, they starve."""
     scenario = load_scenario(
         PAPER,
         [
@@ -125,6 +127,7 @@ def test_engines_share_workers_where_the_host_takes_most_of_the_time(host_ms: in
             "workload.questions=60",
             "workload.routing=recorded",
             f"engine.host_base_ms={host_ms}",
+            f"engine.gpu_memory_utilization={memory}",
             "engine.host_per_sequence_ms=0",
             "cluster.experts_per_worker=2",
             "cluster.hosts=[{device: a100-80g, gpus: 2}]",

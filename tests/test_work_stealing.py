@@ -10,8 +10,9 @@ from scheduling import problem, sweep
 from worlds import SPEC
 
 from mosaicsim.executors.profiling import profile_sessions
-from mosaicsim.schedulers.base import Load
-from mosaicsim.schedulers.work_stealing import _read_ahead, balanced
+from mosaicsim.schedulers.base import Instances, Load, Plan, Problem, Rehearsed, Scheduler
+from mosaicsim.schedulers.registry import create
+from mosaicsim.schedulers.work_stealing import WorkStealing, _Draft, _Held, _read_ahead, balanced
 
 
 def test_a_profile_tells_what_a_prefetch_spares() -> None:
@@ -40,3 +41,46 @@ def test_taking_all_of_a_session_spares_the_load_it_would_have_had(
     assert n == 1
     assert saved_s == pytest.approx(20.0 + load_there_s)
     assert saved_s == pytest.approx(saving_s)
+
+
+class Told:
+    """Plays that take what the plan says, and count."""
+
+    def __init__(self) -> None:
+        self.played = 0
+
+    def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
+        self.played += 1
+        return Rehearsed(0.0, float(plan.info["plays_s"]) + scene)
+
+
+def draft(formula_s: float, plays_s: float, stages: str, hold: str = "queue") -> _Draft:
+    """A draft that the formula expects to take so long, and that does take so long."""
+    info: dict[str, float | int | str] = {
+        "reserved": 0,
+        "stages": stages,
+        "hold": hold,
+        "plays_s": plays_s,
+    }
+    return _Draft(Plan((), 0.0, info), _Held.none(), Instances(1, (), (), 0.0), Rehearsed(0.0, formula_s))
+
+
+def test_a_way_to_share_is_not_judged_by_the_draft_that_the_formula_takes_for_the_best() -> None:
+    alone = [draft(100.0, 1800.0, "early"), draft(110.0, 1350.0, "waves")]
+    shared = [draft(105.0, 1700.0, "early"), draft(115.0, 1750.0, "waves")]
+    policy, told = create("work_stealing", {"scenes": 3}), Told()
+    assert isinstance(policy, WorkStealing)
+    given = replace(problem([4], [[sweep(1.0, 1.0)] * 4]), rehearsal=told)
+    assert policy._best_way(given, [alone, shared]) == alone
+    assert told.played == 4 + 2 * 2
+
+
+def test_what_is_held_back_alone_is_not_played_to_choose_a_way() -> None:
+    """Drafts that differ in nothing else differ little, and every play costs as much as a run."""
+    ways = [[draft(100.0, 900.0, "one"), draft(90.0, 950.0, "one", hold="all")], [draft(80.0, 1000.0, "one")]]
+    policy, told = create("work_stealing", {"scenes": 2}), Told()
+    assert isinstance(policy, WorkStealing)
+    given = replace(problem([4], [[sweep(1.0, 1.0)] * 4]), rehearsal=told)
+    assert policy._best_way(given, ways) == ways[0]
+    assert told.played == 2 + 2
+    assert not ways[0][0].plays

@@ -161,14 +161,22 @@ class WorkStealing:
         )
 
     def _best_way(self, problem: Problem, ways: list[list[_Draft]]) -> list[_Draft]:
-        """The drafts of the way to share workers whose draft that is best by the formula rehearses best."""
+        """The drafts of the way to share workers whose best draft rehearses best.
+
+        The best of a way is found in the first scene, among those that place the aggregator differently: by
+        the formula alone it may be one that nobody would take.
+        """
         if len(ways) == 1 or problem.rehearsal is None or not self.options.scenes:
             return [draft for drafts in ways for draft in drafts]
-        firsts = [min(drafts, key=_Draft.makespan_s) for drafts in ways]
-        played = [
-            np.mean([self._play(problem, draft, scene) for scene in range(self.options.scenes)])
-            for draft in firsts
-        ]
+        played = []
+        for drafts in ways:
+            firsts = _unlike(drafts)
+            for draft in firsts:
+                self._play(problem, draft, 0)
+            first = min(firsts, key=_Draft.makespan_s)
+            played.append(
+                np.mean([self._play(problem, first, scene) for scene in range(self.options.scenes)])
+            )
         return ways[int(np.argmin(played))]
 
     def _play(self, problem: Problem, draft: _Draft, scene: int) -> float:
@@ -403,6 +411,16 @@ class _Draft:
     def expert_stage_s(self) -> float:
         """The same for the expert stage."""
         return float(np.mean([p.expert_stage_s for p in self.plays.values() or [self.formula]]))
+
+
+def _unlike(drafts: list[_Draft]) -> list[_Draft]:
+    """Of drafts that differ in what they hold back only, the best by the formula."""
+    best: dict[tuple[Any, ...], _Draft] = {}
+    for draft in sorted(drafts, key=lambda d: d.formula.makespan_s):
+        info = draft.plan.info
+        key = draft.instances.tp, info["reserved"], info.get("stages"), info.get("spared_s")
+        best.setdefault(key, draft)
+    return list(best.values())
 
 
 @dataclass(frozen=True)
