@@ -26,12 +26,18 @@ AGREED, DISPUTED = 0, 1
 VISIBLE = np.array([[[10, 20], [300, 0]], [[1000, 4000], [9000, 0]]])
 """By question, expert and sample; the second expert was profiled once."""
 
+LENGTHS = np.where(VISIBLE > 0, VISIBLE + 5, 0)
+
 TWO_THIRDS = create_gate("plurality", {"tau": 2 / 3})
 ALWAYS = create_gate("always", {})
 
 
 def rehearsal(
-    category: list[int], expert: list[int], sample: list[int], visible: Ints = VISIBLE
+    category: list[int],
+    expert: list[int],
+    sample: list[int],
+    visible: Ints = VISIBLE,
+    lengths: Ints = LENGTHS,
 ) -> Rehearsal:
     """Of questions with three calls each; the aggregator writes 50 where all agree, 700 where none does."""
     question = np.repeat(np.arange(len(category)), 3)
@@ -42,7 +48,7 @@ def rehearsal(
         output_tokens=(np.array([100]), np.array([900])),
         prompt_tokens=(np.array([60]), np.array([60])),
         answers=np.array([[[0, 0], [0, -1]], [[1, 2], [3, -1]]]),
-        lengths=np.where(visible > 0, visible + 5, 0),
+        lengths=lengths,
         visible_tokens=visible,
         question_category=np.array([AGREED, DISPUTED]),
         aggregator_output_tokens=np.array([50, 700]),
@@ -64,22 +70,26 @@ def test_the_aggregator_reads_what_the_experts_of_the_question_wrote() -> None:
 
 
 def test_what_was_not_profiled_counts_as_the_expert_s_mean() -> None:
-    visible = VISIBLE.copy()
+    visible, lengths = VISIBLE.copy(), LENGTHS.copy()
     visible[AGREED, 1] = 0
-    _, prompts = rehearsal([AGREED], [1, 1, 0], [0, 1, 0], visible).asked(ALWAYS)
+    calls = [AGREED], [1, 1, 0], [0, 1, 0]
+    _, said_nothing = rehearsal(*calls, visible).asked(ALWAYS)
+    assert set(said_nothing.tolist()) == {80 + 0 + (0 + 9000) // 2 + 10}
+    lengths[AGREED, 1] = 0
+    _, prompts = rehearsal(*calls, visible, lengths).asked(ALWAYS)
     assert set(prompts.tolist()) == {80 + 2 * 9000 + 10}
 
 
 @pytest.mark.parametrize(("gate", "lengths"), [(TWO_THIRDS, {700}), (ALWAYS, {50, 700})])
 def test_only_calls_that_ask_count(gate: Any, lengths: set[int]) -> None:
-    made = rehearsal([AGREED, DISPUTED], [0, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0])
+    made = rehearsal([AGREED, DISPUTED] * 8, [0, 0, 1] * 16, [0, 1, 0] * 16)
     assert set(made.asked(gate)[0].tolist()) == lengths
 
 
-def test_where_none_asks_all_calls_count() -> None:
-    made = rehearsal([AGREED, AGREED], [0, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0])
-    output, prompt = made.asked(TWO_THIRDS)
-    assert (output.tolist(), prompt.tolist()) == ([50, 50], [410, 410])
+@pytest.mark.parametrize("few", [[AGREED], [DISPUTED]])
+def test_where_few_ask_all_calls_count(few: list[int]) -> None:
+    made = rehearsal([AGREED, *few], [0, 0, 1] * 2, [0, 1, 0] * 2)
+    assert made.asked(TWO_THIRDS)[0].tolist() == [50, 700 if few == [DISPUTED] else 50]
 
 
 def aggregator_of(gates: str) -> Instances:

@@ -24,6 +24,7 @@ from mosaicsim.executors.session import EngineSpec
 from mosaicsim.executors.simulated import Failure, SimulatedCluster, SimulatedExecutor
 from mosaicsim.hardware.latency import HostOverhead
 from mosaicsim.runtime.events import CallsWithdrawn, Event
+from mosaicsim.runtime.forecast import Forecast
 from mosaicsim.runtime.job import Job
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.runtime.runlog import CANCELLED, FINISHED, PENDING
@@ -515,6 +516,19 @@ def test_no_aggregator_goes_ahead_of_a_worker_s_own_experts() -> None:
             steered._lanes.planned[0] = deque(own)
             steered._takeovers.for_worker(0, set(), 0.0)
             assert offered == seen
+
+
+def test_an_aggregator_call_counts_by_its_prompt_where_that_is_known() -> None:
+    """Before a real run it is not: a call then counts as one, not as one that reads nothing."""
+    workload = calibrated(make_workload(30))
+    steered, _ = run(workload, ("always", {}), {"start": "greedy", "scenes": 0})
+    assert steered.plan.course is not None
+    prompts = np.where(np.arange(30) == 0, 0, np.where(np.arange(30) == 1, 800, 200))
+    told = replace(workload, aggregator=replace(workload.aggregator, prompt_tokens=prompts))
+    forecast = Forecast(told, steered._lanes._pool, steered._forecast._profiled, steered.plan.course)
+    unknown, long, usual = (forecast.weight(len(workload.calls) + q) for q in (0, 1, 2))
+    assert unknown == usual == 1.0
+    assert long > 1.5
 
 
 def test_a_lost_worker_s_weights_are_not_counted_on() -> None:

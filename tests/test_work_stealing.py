@@ -9,6 +9,7 @@ import pytest
 from scheduling import problem, sweep
 from worlds import SPEC
 
+from mosaicsim.errors import InfeasibleError
 from mosaicsim.executors.profiling import profile_sessions
 from mosaicsim.schedulers.base import Instances, Load, Plan, Problem, Rehearsed, Scheduler
 from mosaicsim.schedulers.registry import create
@@ -84,3 +85,29 @@ def test_what_is_held_back_alone_is_not_played_to_choose_a_way() -> None:
     assert policy._best_way(given, ways) == ways[0]
     assert told.played == 2 + 2
     assert not ways[0][0].plays
+
+
+@pytest.mark.parametrize(("shared_s", "way"), [(996.0, 0), (980.0, 1)])
+def test_sharing_has_to_gain_more_than_noise(shared_s: float, way: int) -> None:
+    ways = [[draft(100.0, 1000.0, "one")], [draft(90.0, shared_s, "one")]]
+    policy = create("work_stealing", {"scenes": 1})
+    assert isinstance(policy, WorkStealing)
+    given = replace(problem([4], [[sweep(1.0, 1.0)] * 4]), rehearsal=Told())
+    assert policy._best_way(given, ways) == ways[way]
+
+
+def test_a_draft_that_cannot_be_played_is_not_taken() -> None:
+    """A call of a scene may not fit the memory that a way leaves to an engine."""
+
+    class Tight(Told):
+        def play(self, scheduler: Scheduler, plan: Plan, problem: Problem, scene: int) -> Rehearsed:
+            if plan.info["stages"] == "early":
+                raise InfeasibleError("a call needs more tokens of KV cache than the engine has")
+            return super().play(scheduler, plan, problem, scene)
+
+    tight, roomy = draft(100.0, 500.0, "early"), draft(200.0, 900.0, "waves")
+    policy = create("work_stealing", {"scenes": 2})
+    assert isinstance(policy, WorkStealing)
+    given = replace(problem([4], [[sweep(1.0, 1.0)] * 4]), rehearsal=Tight())
+    assert policy._best(given, [tight, roomy]) == roomy
+    assert policy._best_way(given, [[tight], [roomy]]) == [roomy]

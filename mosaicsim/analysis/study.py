@@ -355,12 +355,12 @@ class Replicate:
                 return tuple(tuple(known[m, w.device] for w in workers) for m in experts)
 
             slots = self._fleet.pool.slots
-            whole = slots > 1 and isinstance(scheduler, Steering)
+            whole = slots > 1 and isinstance(scheduler, Steering) and gate is not None
             costs = on_these(self._true if scheduler.sees_lengths else self._costs(1 if whole else slots))
             shown = (workload.experts, workload.calls, call_ids, workers, costs, workload.calibration)
             if scheduler.sees_lengths:
                 return OracleProblem(*shown, output_tokens=workload.outcomes.output_tokens)
-            if not whole or gate is None:
+            if gate is None or not whole:
                 return Problem(*shown)
             ways = [Sharing(1, on_these(self._costs(1)), self._instances(1, gate))]
             with suppress(ProfileError, InfeasibleError):  # of less memory some model may need more

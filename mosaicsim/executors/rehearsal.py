@@ -35,6 +35,9 @@ from mosaicsim.workload.calls import (
 ASKED_SCENES = 4
 """Scenes from which the calls that ask the aggregator are taken."""
 
+LEAST_ASKED = 30
+"""Fewer such calls say less of those to come than all calls do."""
+
 
 class Rehearsal:
     """Plays plans; every *scene* is another draw of calibration questions, the same for all plans."""
@@ -83,9 +86,10 @@ class Rehearsal:
         return Rehearsed(run.expert_stage_s, makespan, tuple(ends[w.index] for w in problem.workers))
 
     def asked(self, gate: Gate) -> tuple[Ints, Ints]:
-        """Output and prompt tokens of the aggregator calls in a few scenes; of all of them if none asks.
+        """Output and prompt tokens of the aggregator calls in a few scenes; of all calls where few ask.
 
-        Which questions ask matters: disputed ones run longer, and so do the texts that are read.
+        Which questions ask matters: disputed ones run longer, and so do the texts that are read. As in a
+        play, no call runs away, and the gate is told neither categories nor confidences.
         """
         outputs, prompts = [], []
         for scene in range(ASKED_SCENES):
@@ -101,7 +105,7 @@ class Rehearsal:
             asks = gate.decide_all(ballots) == ASK
             outputs.append(workload.aggregator.output_tokens[asks])
             prompts.append(workload.aggregator.prompt_tokens[asks])
-        if not sum(map(len, outputs)):
+        if sum(map(len, outputs)) < LEAST_ASKED:
             return workload.aggregator.output_tokens, workload.aggregator.prompt_tokens
         return np.concatenate(outputs), np.concatenate(prompts)
 
@@ -157,9 +161,9 @@ class Rehearsal:
         seen, experts = self._calibration.visible_tokens, self._calls.expert
         if not len(seen):
             return np.zeros(len(experts), np.int64)
-        read = seen[row, experts, sample]
-        known = np.maximum((seen > 0).sum(axis=(0, 2)), 1)
-        return np.where(read > 0, read, seen.sum(axis=(0, 2))[experts] // known[experts])
+        profiled = self._calibration.lengths > 0
+        means = seen.sum(axis=(0, 2)) // np.maximum(profiled.sum(axis=(0, 2)), 1)
+        return np.where(profiled[row, experts, sample], seen[row, experts, sample], means[experts])
 
 
 def _alike(wanted: Ints, known: Ints, rng: np.random.Generator) -> Ints:

@@ -59,7 +59,7 @@ class StepTables:
     @cached_property
     def prefill_alone(self) -> list[float]:
         """``prefill[P] + tokens[P]``: of a step that decodes nothing, as all prefills of V0. Made once."""
-        return [s + tokens for s, tokens in zip(self.prefill, self.tokens, strict=False)]
+        return [s + tokens for s, tokens in zip(self.prefill, self.tokens[: len(self.prefill)], strict=True)]
 
     def decode_s(self, batch: int, context_tokens: float) -> float:
         """Seconds of one decode-only step."""

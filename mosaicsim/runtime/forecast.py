@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mosaicsim.runtime.job import Job
 from mosaicsim.runtime.pace import Pace
 from mosaicsim.runtime.pool import Pool
@@ -88,5 +90,7 @@ class Forecast:
 def _aggregator_weights(workload: Workload, instances: Instances) -> list[float]:
     """What each question's aggregator call counts for: its prompt is known, its output the average."""
     mean, output = instances.mean_prompt_tokens, instances.costs[0].mean_output_tokens
-    weights: list[float] = ((workload.aggregator.prompt_tokens + output) / (mean + output)).tolist()
+    prompts = workload.aggregator.prompt_tokens
+    # before a real run no prompt is known: then all calls count alike
+    weights: list[float] = np.where(prompts > 0, (prompts + output) / (mean + output), 1.0).tolist()
     return weights

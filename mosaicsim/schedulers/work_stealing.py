@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from mosaicsim.errors import UserInputError
+from mosaicsim.errors import InfeasibleError, UserInputError
 from mosaicsim.schedulers.base import (
     Course,
     Instances,
@@ -105,6 +106,8 @@ class WorkStealing:
         self._prepare(problem, _Held.none(), outlook.k)
         drafts = self._best_way(problem, list(ways.values()))
         best = self._best(problem, drafts)
+        if best.makespan_s() == inf:  # none could be played: what does not fit may not come either
+            best = replace(min(drafts, key=lambda d: d.formula.makespan_s), plays={})
         self._held = best.held
         return replace(
             best.plan,
@@ -164,7 +167,7 @@ class WorkStealing:
         """The drafts of the way to share workers whose best draft rehearses best.
 
         The best of a way is found in the first scene, among those that place the aggregator differently: by
-        the formula alone it may be one that nobody would take.
+        the formula alone it may be one that nobody would take. More sharing must gain SHARING_GAIN.
         """
         if len(ways) == 1 or problem.rehearsal is None or not self.options.scenes:
             return [draft for drafts in ways for draft in drafts]
@@ -177,14 +180,21 @@ class WorkStealing:
             played.append(
                 np.mean([self._play(problem, first, scene) for scene in range(self.options.scenes)])
             )
-        return ways[int(np.argmin(played))]
+        best = 0
+        for i in range(1, len(ways)):
+            if played[i] < played[best] * (1 - SHARING_GAIN):
+                best = i
+        return ways[best]
 
     def _play(self, problem: Problem, draft: _Draft, scene: int) -> float:
         """A draft's makespan in a scene, played once."""
         assert problem.rehearsal is not None
         if scene not in draft.plays:
             self._held = draft.held
-            draft.plays[scene] = problem.rehearsal.play(self, draft.plan, problem, scene)
+            try:
+                draft.plays[scene] = problem.rehearsal.play(self, draft.plan, problem, scene)
+            except InfeasibleError:  # a call of the scene does not fit the engines of this draft
+                draft.plays[scene] = Rehearsed(inf, inf)
         return draft.plays[scene].makespan_s
 
     def _best(self, problem: Problem, drafts: list[_Draft]) -> _Draft:
@@ -330,6 +340,9 @@ MOST_RESERVED = 2
 
 LEAST_DRAFTS = 3
 """So many drafts are played in every scene."""
+
+SHARING_GAIN = 0.01
+"""Part of the makespan that sharing must save: it is modelled, and judged by the best of several drafts."""
 
 SPARED = (0.25, 0.5, 0.75)
 """Shares of the expert stage by which a worker kept for the aggregator is done earlier, each in a draft."""

@@ -13,7 +13,7 @@ def with_cost_error(workload: Workload, factor: float, rng: np.random.Generator)
     """The workload with calibration lengths ``factor`` times too long or too short, by expert at random.
 
     As many experts err one way as the other, within one: an error all share would change no plan. What
-    comes of the calls stays as it is.
+    comes of the calls stays as it is, and so do the tokens that the aggregator is told to read of them.
     """
     if factor == 1:
         return workload
