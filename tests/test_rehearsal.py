@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from mosaicsim.aggregation.base import ASK, Gate
 from mosaicsim.aggregation.registry import create as create_gate
 from mosaicsim.analysis.study import _replicate
 from mosaicsim.executors.fleet import Fleet
@@ -17,11 +18,14 @@ from mosaicsim.policies import PolicyKind
 from mosaicsim.runtime.pool import Pool
 from mosaicsim.scenario import load_scenario
 from mosaicsim.schedulers.base import Instances
+from mosaicsim.workload.ballots import Ballots
 from mosaicsim.workload.calls import Calibration, CallTable, Ints
 from mosaicsim.workload.trace import read_trace
 
 AGREED, DISPUTED = 0, 1
 """The two calibration questions, of a category each."""
+
+NAMES = ("agreed", "disputed")
 
 VISIBLE = np.array([[[10, 20], [300, 0]], [[1000, 4000], [9000, 0]]])
 """By question, expert and sample; the second expert was profiled once."""
@@ -59,7 +63,8 @@ def rehearsal(
         raise AssertionError("nothing is played")
 
     pool = Pool((), 1, 1, (), ())
-    return Rehearsal(cluster, pool, ("light", "reasoning"), calls, told, np.random.default_rng)
+    names = [NAMES[code] for code in category]
+    return Rehearsal(cluster, pool, ("light", "reasoning"), names, calls, told, np.random.default_rng)
 
 
 def test_the_aggregator_reads_what_the_experts_of_the_question_wrote() -> None:
@@ -84,6 +89,15 @@ def test_what_was_not_profiled_counts_as_the_expert_s_mean() -> None:
 def test_only_calls_that_ask_count(gate: Any, lengths: set[int]) -> None:
     made = rehearsal([AGREED, DISPUTED] * 8, [0, 0, 1] * 16, [0, 1, 0] * 16)
     assert set(made.asked(gate)[0].tolist()) == lengths
+
+
+def test_the_gate_is_told_the_category() -> None:
+    class OfOneCategory:
+        def decide_all(self, ballots: Ballots) -> Ints:
+            return np.array([ASK if name == "disputed" else 0 for name in ballots.categories])
+
+    made = rehearsal([AGREED, DISPUTED] * 8, [0, 0, 1] * 16, [0, 1, 0] * 16)
+    assert set(made.asked(cast(Gate, OfOneCategory()))[0].tolist()) == {700}
 
 
 @pytest.mark.parametrize("few", [[AGREED], [DISPUTED]])

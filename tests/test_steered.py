@@ -161,7 +161,9 @@ def run(
         gate=judge,
         instances=instances,
         sharings=(Sharing(slots, bare.costs, instances),) if slots > 1 else (),
-        rehearsal=Rehearsal(cluster, pool, workload.experts, workload.calls, told, np.random.default_rng),
+        rehearsal=Rehearsal(
+            cluster, pool, workload.experts, workload.categories, workload.calls, told, np.random.default_rng
+        ),
     )
     steered = Seen(workload, pool, policy.plan(problem), policy, judge, problem_of)
     executor = executor or kind(

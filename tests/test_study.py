@@ -6,6 +6,7 @@ import ast
 import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mosaicsim.aggregation.calibrated import Calibrated
 from mosaicsim.analysis.study import simulate
 from mosaicsim.errors import InfeasibleError, MosaicsimError, ProfileError, ScenarioError, TraceError
 from mosaicsim.executors.fleet import Fleet
+from mosaicsim.executors.rehearsal import Rehearsal
 from mosaicsim.scenario import load_scenario
 from mosaicsim.schedulers import work_stealing
 from mosaicsim.schedulers.base import Plan, Problem
@@ -139,6 +141,20 @@ def test_engines_share_workers_where_the_host_takes_most_of_the_time(
     (run,) = simulate(scenario).runs
     assert run.plan_info["sessions_per_worker"] == slots
     assert run.metrics["lower_bound_s"] <= run.metrics["expert_stage_s"]
+
+
+def test_a_plan_is_made_where_no_draft_can_be_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration calls may be larger than any to come; the formula then has to do."""
+
+    def too_large(*args: object) -> None:
+        raise InfeasibleError("a call needs more tokens of KV cache than the engine has")
+
+    monkeypatch.setattr(Rehearsal, "play", too_large)
+    overrides = ["replicates=1", "workload.questions=20", "workload.routing=recorded", "gates=[always]"]
+    scenario = load_scenario(PAPER, [*overrides, "schedulers=[{work_stealing: {start: greedy, scenes: 2}}]"])
+    (run,) = simulate(scenario).runs
+    assert 0 < run.plan_info["predicted_makespan_s"] < inf
+    assert run.metrics["calls_finished"] == 4 * 20  # each question asks the aggregator as well
 
 
 def test_the_bound_is_reached_by_a_call_alone() -> None:

@@ -242,6 +242,7 @@ class Replicate:
             lambda: replace(self._fleet.simulated(self._streams), failures={}),
             self._fleet.pool,
             self.workload.experts,
+            self.workload.categories,
             self.workload.calls,
             calibration,
             lambda scene: self._streams(f"rehearsal.{scene}"),

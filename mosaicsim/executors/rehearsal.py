@@ -47,13 +47,18 @@ class Rehearsal:
         cluster: Callable[[], SimulatedCluster],
         pool: Pool,
         experts: Sequence[str],
+        categories: Sequence[str],
         calls: CallTable,
         calibration: Calibration,
         rng: Callable[[int], np.random.Generator],
     ) -> None:
-        """``rng(scene)`` is the scene's random stream; ``cluster`` is the fleet without failures."""
+        """``rng(scene)`` is the scene's random stream; ``cluster`` is the fleet without failures.
+
+        ``categories`` has the name of each question's.
+        """
         self._cluster, self._pool = cluster, pool
         self._experts, self._calls, self._calibration = tuple(experts), calls, calibration
+        self._categories = tuple(categories)
         self._rng = rng
         self._runaways = Runaways.of(calibration)
         self._scenes: dict[int, Workload] = {}
@@ -89,7 +94,7 @@ class Rehearsal:
         """Output and prompt tokens of the aggregator calls in a few scenes; of all calls where few ask.
 
         Which questions ask matters: disputed ones run longer, and so do the texts that are read. As in a
-        play, no call runs away, and the gate is told neither categories nor confidences.
+        play, no call runs away, and the gate is told no confidences.
         """
         outputs, prompts = [], []
         for scene in range(ASKED_SCENES):
@@ -144,7 +149,7 @@ class Rehearsal:
         return Workload(
             name="rehearsal",
             questions=("",) * n,
-            categories=("",) * n,
+            categories=self._categories,
             experts=self._experts,
             calls=calls,
             outcomes=Outcomes(lengths, lengths, answers, np.zeros(len(calls), np.bool_)),
